@@ -1,0 +1,23 @@
+"""Stage 5: a low-rank model becomes one self-describing safetensors file, and the file a model again."""
+
+from lrcompress.artifact.files import check_outputs, write_atomically
+from lrcompress.artifact.load import LoadedArtifact, is_artifact, load, load_artifact, read_manifest
+from lrcompress.artifact.manifest import Cost, Manifest, installed_versions
+from lrcompress.artifact.save import save_artifact
+from lrcompress.artifact.verify import Check, verify_artifact
+
+__all__ = [
+    "Check",
+    "Cost",
+    "LoadedArtifact",
+    "Manifest",
+    "check_outputs",
+    "installed_versions",
+    "is_artifact",
+    "load",
+    "load_artifact",
+    "read_manifest",
+    "save_artifact",
+    "verify_artifact",
+    "write_atomically",
+]

@@ -1,0 +1,145 @@
+"""From the file to the model: no pickle, and no code of anybody's unless it is named."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.artifact.manifest import Manifest
+from lrcompress.artifact.tensors import METADATA_KEY
+from lrcompress.errors import ArchitectureError, ArtifactError
+from lrcompress.models import Architecture, PixelModel, build_model
+from lrcompress.nn import is_matrix_layer, low_rank_like, replace_module_
+
+
+@dataclass(frozen=True)
+class LoadedArtifact:
+    """A compressed model and its manifest. The model takes normalised images and is in eval mode."""
+
+    model: nn.Module
+    manifest: Manifest
+
+
+def load(path: str | Path, *, pixels: bool = False, arch: str | None = None, device: str = "cpu") -> nn.Module:
+    """Returns the compressed network, in eval mode: the network as timm or torchvision users know it.
+
+    Args:
+        path: an artifact, `out.safetensors`.
+        pixels: put the network behind its own normalisation, so that it takes images in [0, 1].
+        arch: for one's own network the factory that builds it, as given at compression
+            (`package.module:factory` or `file.py:factory`); it is never run unasked.
+        device: where to put it.
+
+    Raises:
+        ArtifactError: if the file is not an artifact, is damaged, or needs `arch`.
+        ArchitectureError: if the architecture cannot be built with the installed versions.
+    """
+    loaded = load_artifact(Path(path), arch=arch)
+    model: nn.Module = PixelModel(loaded.model, loaded.manifest.preprocessing) if pixels else loaded.model
+    return model.to(device).eval()
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the file is a safetensors file with a manifest of this program."""
+    try:
+        read_manifest(path)
+    except ArtifactError:
+        return False
+    return True
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Returns the manifest of an artifact without reading its tensors.
+
+    Raises:
+        ArtifactError: if the file is missing, damaged, or no artifact.
+    """
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        raise ArtifactError(
+            f"`{path}` is a safetensors file, but not one that lrcompress wrote",
+            hint=f"lrcompress compress {path} -o small.safetensors",
+        )
+    return Manifest.loads(metadata[METADATA_KEY], str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the stored tensors of an artifact by name."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+
+
+def load_artifact(path: Path, *, arch: str | None = None) -> LoadedArtifact:
+    """Returns the model and the manifest of an artifact; see `load`."""
+    manifest = read_manifest(path)
+    model = build_model(_architecture(manifest, arch, path))
+    _replace_layers_(model, manifest, path)
+    stored = read_tensors(path)
+    tensors = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
+    for name, original in manifest.shared.items():
+        tensors[name] = tensors[original]
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(tensors)) or sorted(k for k in expected if expected[k].shape != tensors[k].shape)
+    if wrong:
+        made = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+        raise ArtifactError(
+            f"`{path}` does not fit `{manifest.architecture.label}` at `{wrong[0]}` and {len(wrong) - 1} more",
+            hint=f"it was made with {made}; install the same",
+        )
+    model.load_state_dict(tensors, strict=True)
+    return LoadedArtifact(model.eval(), manifest)
+
+
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ArtifactError(f"no file `{path}`", hint="give the .safetensors file that lrcompress compress wrote")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"`{path}` is not a whole safetensors file: {error}",
+            hint="give the .safetensors file that lrcompress compress wrote",
+        ) from error
+
+
+def _architecture(manifest: Manifest, arch: str | None, path: Path) -> Architecture:
+    recorded = manifest.architecture
+    if recorded.framework != "custom":
+        if arch is not None:
+            raise ArchitectureError(
+                f"`{path}` is a `{recorded.label}`, --arch does not apply", hint="leave out --arch"
+            )
+        return recorded
+    if arch is None:
+        raise ArtifactError(
+            f"`{path}` is built by `{recorded.name}`, code that is not run unasked", hint=f"--arch {recorded.name}"
+        )
+    return Architecture("custom", arch, recorded.arguments)
+
+
+def _replace_layers_(model: nn.Module, manifest: Manifest, path: Path) -> None:
+    modules = dict(model.named_modules())
+    for record in manifest.layers:
+        if record.scheme == "dense":
+            continue
+        layer = modules.get(record.name)
+        if layer is None or not is_matrix_layer(layer) or tuple(layer.weight.shape) != record.dense_shape:
+            raise ArtifactError(
+                f"`{path}` factorises `{record.name}`, which is no such layer in `{manifest.architecture.label}`",
+                hint="check --arch, and that timm and torchvision have the versions it was made with",
+            )
+        assert record.rank is not None  # every scheme but dense has a rank
+        replace_module_(model, record.name, low_rank_like(layer, record.rank))
+
+
+def check_same_tensors(one: nn.Module, other: nn.Module) -> None:
+    """Raises `ArtifactError` unless both models have bit for bit the same tensors."""
+    expected, found = one.state_dict(), other.state_dict()
+    for name in expected.keys() | found.keys():
+        if name not in expected or name not in found or not torch.equal(expected[name].cpu(), found[name]):
+            raise ArtifactError(f"the written file differs from the model at `{name}`", hint="check the disk")

@@ -1,0 +1,84 @@
+"""Is the file what it says it is?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.artifact.load import load_artifact, read_manifest, read_tensors
+from lrcompress.artifact.manifest import Manifest
+from lrcompress.artifact.tensors import digest_tensors
+from lrcompress.nn import LowRankConv2d, LowRankLinear, dense_matrix, is_matrix_layer, low_rank_matrix
+
+# Recorded and measured errors differ by the rounding of float64 sums only.
+ERROR_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check: its name, whether it passed (None if it could not be made), and what was found."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def verify_artifact(path: Path, *, arch: str | None = None, original: nn.Module | None = None) -> list[Check]:
+    """Returns the outcome of every check of an artifact.
+
+    Args:
+        path: the artifact.
+        arch: for one's own network the factory that builds it.
+        original: the uncompressed network, to measure each layer's error again; None skips this.
+
+    Raises:
+        ArtifactError: if the file is so damaged that nothing can be checked.
+    """
+    manifest = read_manifest(path)
+    tensors = read_tensors(path)
+    checks = [
+        Check("manifest", True, f"schema read, {len(manifest.layers)} layers, {manifest.architecture.label}"),
+        _check_digest(tensors, manifest),
+        _check_finite(tensors),
+    ]
+    model = load_artifact(path, arch=arch).model
+    checks.append(Check("network", True, "built, every tensor in its place"))
+    if original is None:
+        return [*checks, Check("errors", None, "not measured again: the original checkpoint is not at hand")]
+    return [*checks, _check_errors(model, original, manifest)]
+
+
+def _check_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> Check:
+    found = digest_tensors(tensors)
+    same = found == manifest.tensors_sha256
+    return Check("digest", same, f"SHA-256 {found[:16]}…" + ("" if same else f", recorded {manifest.tensors_sha256[:16]}…"))
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> Check:
+    bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    return Check("finite", not bad, f"{len(tensors)} tensors" if not bad else f"NaN or infinite: {', '.join(bad[:3])}")
+
+
+def _check_errors(model: nn.Module, original: nn.Module, manifest: Manifest) -> Check:
+    """Measures ‖W − W_r‖_F/‖W‖_F from the two files; without fine-tuning it must also be within the tolerance."""
+    worst = 0.0
+    for record in manifest.layers:
+        layer = model.get_submodule(record.name)
+        if not isinstance(layer, (LowRankLinear, LowRankConv2d)):
+            continue
+        dense = original.get_submodule(record.name)
+        if not is_matrix_layer(dense) or record.relative_error is None:
+            return Check("errors", False, f"`{record.name}` is not the layer that was factorised")
+        weight = dense_matrix(dense).double()
+        error = float(torch.linalg.matrix_norm(weight - low_rank_matrix(layer)) / torch.linalg.matrix_norm(weight))
+        if abs(error - record.relative_error) > ERROR_SLACK:
+            return Check("errors", False, f"`{record.name}`: {error:.6f}, recorded {record.relative_error:.6f}")
+        worst = max(worst, error)
+    tol = manifest.recipe.get("guaranteed_tol")
+    if tol is None:
+        return Check("errors", True, f"largest {worst:.4f}; fine-tuned, so no bound is claimed")
+    # Storing in half precision may add its own rounding to an error that lies just below the bound.
+    slack = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[manifest.dtype]
+    return Check("errors", worst <= tol + slack, f"largest {worst:.4f}, guaranteed {tol}")

@@ -1,0 +1,84 @@
+"""`ImageSet`, the value that stands for labelled images, and what is done with it: split, sample, iterate."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images of one split of one data set.
+
+    Attributes:
+        dataset: a map-style data set whose items are (image in [0, 1] as float32 of shape (c, h, w), class index).
+        class_names: one name per class, where the source has names.
+        description: where the images come from, in words for reports and messages.
+    """
+
+    dataset: Dataset[tuple[Tensor, int]]
+    class_names: tuple[str, ...]
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # map-style data sets have a length
+
+
+def _select(images: ImageSet, indices: Sequence[int], description: str) -> ImageSet:
+    return replace(images, dataset=Subset(images.dataset, list(indices)), description=description)
+
+
+def random_subset(images: ImageSet, count: int, *, seed: int) -> ImageSet:
+    """Returns `count` images drawn without replacement, in the order of the source; all if there are no more."""
+    if count >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    chosen = sorted(order[:count].tolist())
+    return _select(images, chosen, f"{images.description}, {count} images drawn with seed {seed}")
+
+
+def split_held_out(images: ImageSet, *, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Returns (the rest, a held-out part): `fraction` of the images, at least one, drawn at random.
+
+    Tolerances, weights and the best state of a training run are chosen on the held-out part, never on a test split.
+    """
+    held_out = max(1, round(len(images) * fraction))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    rest = _select(images, order[held_out:], f"{images.description}, without the held-out part")
+    return rest, _select(images, order[:held_out], f"{images.description}, held-out {held_out} images")
+
+
+def _collate(items: Any) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"]]:
+    # Not a check of types: data sets that fetch whole batches hand over the finished pair of tensors.
+    if isinstance(items, tuple):
+        return items
+    images, labels = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def iterate_batches(
+    images: ImageSet,
+    *,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    workers: int = 0,
+) -> Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"]]]:
+    """Yields batches of (images in [0, 1], class indices), in order or shuffled by `shuffle_seed`.
+
+    A last batch of a single image is left out when shuffling: batch norm cannot train on it.
+    """
+    shuffle = shuffle_seed is not None
+    loader = DataLoader(
+        images.dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator().manual_seed(shuffle_seed) if shuffle_seed is not None else None,
+        drop_last=shuffle and len(images) % batch_size == 1,
+    )
+    yield from loader

@@ -1,0 +1,207 @@
+"""From what the user writes after `--data` to an `ImageSet`.
+
+A folder of class folders, a folder of idx files, the samples that foolbox ships, and the map-style data sets of timm
+(`torch/…`, `hfds/…`).
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lrcompress.data.idx import IdxImages, find_idx_files
+from lrcompress.data.images import ImageSet
+from lrcompress.errors import DataError
+
+Split = Literal["train", "test"]
+SAMPLE_SETS = ("imagenet", "cifar10", "cifar100", "mnist", "fashionMNIST")
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid", "eval")}
+# Fixed, and not the seed of a run: the images kept apart must be the same ones for every verb and every run.
+KEPT_APART_SEED, KEPT_APART_FRACTION = 2025, 0.1
+
+
+class FileImages(Dataset[tuple[Tensor, int]]):
+    """Images read from files one by one.
+
+    Args:
+        samples: (file, class index) pairs.
+        transform: from a PIL image to a float32 tensor in [0, 1].
+        mode: PIL's mode to convert to, "RGB" or "L".
+    """
+
+    def __init__(self, samples: Sequence[tuple[str, int]], transform: Callable[[Any], Tensor], mode: str) -> None:
+        self.samples = list(samples)
+        self.transform = transform
+        self.mode = mode
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        file, label = self.samples[index]
+        try:
+            with Image.open(file) as image:
+                return self.transform(image.convert(self.mode)), label
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise DataError(
+                f"cannot read the image `{file}`: {str(error) or type(error).__name__}",
+                hint="remove or repair the file; nothing is skipped silently",
+            ) from error
+
+
+def describe_sources() -> str:
+    """Returns one line that lists what `--data` accepts, for help texts and hints."""
+    samples = ", ".join(f"samples/{name}" for name in SAMPLE_SETS)
+    return f"a folder with train/ and test/ or val/ class folders, a folder of idx files, torch/…, hfds/…, {samples}"
+
+
+def open_images(
+    source: str,
+    split: Split,
+    *,
+    input_size: tuple[int, int, int],
+    crop_pct: float = 1.0,
+    interpolation: str = "bilinear",
+) -> ImageSet:
+    """Returns the images of one split, resized and cropped to the input of a network, in [0, 1].
+
+    A source with a single split is divided: 10 % of its images, always the same ones, are its test split.
+
+    Args:
+        source: what the user wrote after `--data`, see `describe_sources`.
+        split: "train" to fine-tune on, "test" to report on.
+        input_size: (channels, height, width) of the network's input.
+        crop_pct: the part of the shorter side that the centre crop keeps, timm's `crop_pct`.
+        interpolation: timm's name of the resampling filter.
+
+    Raises:
+        DataError: if there is no such source, it has no classes, or its images cannot be read.
+    """
+    if source.startswith("samples/"):
+        return _open_samples(source, _transform(input_size, crop_pct, interpolation), _mode(input_size))
+    if re.match(r"(torch|hfds)/", source):
+        return _open_timm(source, split, _transform(input_size, crop_pct, interpolation), _mode(input_size))
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"no data at `{source}`", hint=f"--data takes {describe_sources()}")
+    if (pair := find_idx_files(folder, split)) is not None:
+        dataset = IdxImages(*pair, channels=input_size[0], size=input_size[1:])
+        names = tuple(str(label) for label in range(int(dataset.labels.max()) + 1))
+        return ImageSet(dataset, names, f"{source} ({split} split)")
+    return _open_folder(folder, split, _transform(input_size, crop_pct, interpolation), _mode(input_size))
+
+
+def _mode(input_size: tuple[int, int, int]) -> str:
+    modes = {1: "L", 3: "RGB"}
+    if input_size[0] not in modes:
+        raise DataError(
+            f"image files give 1 or 3 channels, the network takes {input_size[0]}",
+            hint="use the Python API with a data set of your own",
+        )
+    return modes[input_size[0]]
+
+
+def _transform(input_size: tuple[int, int, int], crop_pct: float, interpolation: str) -> Callable[[Any], Tensor]:
+    from timm.data.transforms_factory import create_transform
+
+    channels = input_size[0]
+    transform = create_transform(
+        input_size,
+        is_training=False,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+    )
+
+    # Bicubic filters overshoot before the conversion to bytes only; clamp keeps the promise for any transform.
+    def to_unit_range(image: Any) -> Tensor:
+        return torch.as_tensor(transform(image)).clamp(0.0, 1.0)
+
+    return to_unit_range
+
+
+def _open_samples(source: str, transform: Callable[[Any], Tensor], mode: str) -> ImageSet:
+    name = source.removeprefix("samples/")
+    if name not in SAMPLE_SETS:
+        raise DataError(
+            f"no samples named `{name}`", hint="take one of " + ", ".join(f"samples/{known}" for known in SAMPLE_SETS)
+        )
+    # Found without importing foolbox, which is slow and only needed for attacks.
+    spec = importlib.util.find_spec("foolbox")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("the samples come with foolbox, which is not installed", hint="pip install foolbox")
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    files = sorted(folder.glob(f"{name}_*_*.*"))
+    samples = [(str(file), int(file.stem.rsplit("_", 1)[1])) for file in files]
+    return ImageSet(FileImages(samples, transform, mode), (), f"foolbox's {len(samples)} {name} samples")
+
+
+def _open_folder(folder: Path, split: Split, transform: Callable[[Any], Tensor], mode: str) -> ImageSet:
+    place = next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), None)
+    other = next((name for names in SPLIT_FOLDERS.values() for name in names if (folder / name).is_dir()), None)
+    if place is None and other is not None:
+        raise DataError(
+            f"`{folder}` has `{other}/` but no {split} split",
+            hint=f"add a folder named {' or '.join(f'`{name}/`' for name in SPLIT_FOLDERS[split])}",
+        )
+    samples, names = _find_files(place or folder)
+    description = f"{place or folder}"
+    if place is None:
+        samples = _keep_apart(samples, split)
+        description = f"{folder} ({'the 10 % kept apart' if split == 'test' else 'without the 10 % kept apart'})"
+    return ImageSet(FileImages(samples, transform, mode), names, description)
+
+
+def _find_files(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    from timm.data.readers.reader_image_folder import find_images_and_targets
+
+    samples, classes = find_images_and_targets(str(folder))
+    if not samples:
+        raise DataError(f"`{folder}` has no images", hint="give a folder with one subfolder of images per class")
+    if "" in classes:
+        raise DataError(
+            f"`{folder}` has images outside of class folders, `{samples[0][0]}` for one",
+            hint="give a folder with one subfolder of images per class",
+        )
+    return samples, tuple(classes)
+
+
+def _keep_apart(samples: list[tuple[str, int]], split: Split) -> list[tuple[str, int]]:
+    if len(samples) < 2:
+        raise DataError("one image cannot be divided into a training and a test split", hint="add images")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(KEPT_APART_SEED)).tolist()
+    count = max(1, round(len(samples) * KEPT_APART_FRACTION))
+    chosen = sorted(order[:count] if split == "test" else order[count:])
+    return [samples[index] for index in chosen]
+
+
+def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mode: str) -> ImageSet:
+    from timm.data.dataset_factory import create_dataset
+
+    root = Path.home() / ".cache" / "lrcompress" / "data"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        dataset: Any = create_dataset(
+            source,
+            root=str(root),
+            split="train" if split == "train" else "validation",
+            download=source.startswith("torch/"),
+            input_img_mode=mode,
+        )
+    # timm, torchvision and huggingface raise whatever their downloads raise, bare asserts among it.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"cannot open `{source}`: {reason}",
+            hint="check the name and the connection, or give a folder with --data DIR",
+        ) from error
+    dataset.transform = transform
+    names = tuple(str(name) for name in getattr(dataset, "classes", ()))
+    return ImageSet(dataset, names, f"{source} ({split} split)")

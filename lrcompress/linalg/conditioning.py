@@ -1,0 +1,50 @@
+"""Condition numbers and the spectral regulariser that controls them."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def condition_number(sigma: Float[Tensor, "r"]) -> float:
+    """Returns κ = σ₁/σ_r of the singular values (in descending order); infinite if σ_r is zero.
+
+    A diagnostic of the core, not a certificate: the layer is rank-deficient, so its sensitivity has no such bound.
+    """
+    smallest = float(sigma[-1])
+    return float(sigma[0]) / smallest if smallest > 0 else math.inf
+
+
+def stable_rank(sigma: Float[Tensor, "r"]) -> float:
+    """Returns ‖W‖_F²/σ₁², a rank that does not count negligible directions; 0 for a zero matrix."""
+    largest = float(sigma[0])
+    return float(sigma.square().sum()) / largest**2 if largest > 0 else 0.0
+
+
+def conditioning_penalty(core: Float[Tensor, "r s"], *, scale_free: bool) -> Float[Tensor, ""]:
+    """Returns R(S) = ‖SᵀS − α²I‖_F with α² = ‖S‖_F²/r, or the scale-free R/α².
+
+    Zero exactly when all singular values are equal. R is the paper's; in front of a normalisation layer it can be
+    reduced by shrinking S, which conditions nothing: R/α² cannot. The gradient at R = 0, where the norm is not
+    differentiable, is zero.
+
+    Args:
+        core: S, differentiable; computed in float32 even under autocast.
+        scale_free: whether to divide by α².
+
+    Source: Schotthöfer et al. 2025, eq. for R; here `conditioning_penalty`, theirs R(S).
+    """
+    with torch.autocast(core.device.type, enabled=False):
+        core = core.float() if core.dtype in (torch.float16, torch.bfloat16) else core
+        gram = core.T @ core
+        identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        alpha_sq = gram.trace() / gram.shape[0]
+        deviation = gram - alpha_sq * identity
+        # Below this R is rounding noise of the Gram matrix, and its direction random: no gradient there.
+        floor = (8 * torch.finfo(gram.dtype).eps * gram.shape[0] ** 0.5 * alpha_sq.detach()) ** 2
+        squared = deviation.square().sum()
+        penalty = torch.where(squared > floor, squared, 1.0).sqrt() * (squared > floor)
+        if not scale_free:
+            return penalty
+        return penalty / torch.where(alpha_sq > 0, alpha_sq, 1.0)

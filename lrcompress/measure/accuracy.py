@@ -1,0 +1,42 @@
+"""Clean accuracy, image by image."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from lrcompress.data import ImageSet, iterate_batches
+from lrcompress.errors import EvaluationError
+
+
+def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> Bool[Tensor, "n"]:
+    """Returns for each image whether the model's top class is its label.
+
+    Runs in eval mode, on the model's device, in the model's precision, and restores the mode.
+
+    Args:
+        model: takes images in [0, 1].
+        images: the images, with labels below the number of the model's classes.
+        batch_size: images at a time.
+
+    Raises:
+        EvaluationError: if a logit is not finite: comparing with NaN would count as a wrong answer at best.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    bits = []
+    with torch.inference_mode():
+        for pixels, labels in iterate_batches(images, batch_size=batch_size):
+            logits = model(pixels.to(device))
+            if not torch.isfinite(logits).all():
+                raise EvaluationError(
+                    "the model's logits are not finite", hint="check the weights and the preprocessing"
+                )
+            bits.append((logits.argmax(1).cpu() == labels).clone())
+    model.train(was_training)
+    return torch.cat(bits)
+
+
+def measure_accuracy(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> float:
+    """Returns the share of images whose top class is their label, in [0, 1]."""
+    return float(predict_correct(model, images, batch_size=batch_size).double().mean())

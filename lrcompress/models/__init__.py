@@ -1,0 +1,25 @@
+"""Networks of timm and torchvision and one's own: how they are named, built and fed."""
+
+from lrcompress.models.architecture import (
+    Architecture,
+    build_model,
+    default_preprocessing,
+    is_custom_name,
+    known_architectures,
+    nearest_names,
+    parse_name,
+)
+from lrcompress.models.pixels import PixelModel
+from lrcompress.models.preprocessing import Preprocessing
+
+__all__ = [
+    "Architecture",
+    "PixelModel",
+    "Preprocessing",
+    "build_model",
+    "default_preprocessing",
+    "is_custom_name",
+    "known_architectures",
+    "nearest_names",
+    "parse_name",
+]

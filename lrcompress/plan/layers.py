@@ -1,0 +1,105 @@
+"""Which layers of a network hold weight matrices, and which of them may be factorised."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.nn import is_matrix_layer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A module with a weight of two or more dimensions.
+
+    Attributes:
+        name: of the module in the network.
+        module: the module.
+        reason: why it stays dense whatever its spectrum, "" if it may be factorised.
+    """
+
+    name: str
+    module: nn.Module
+    reason: str
+
+
+def find_layers(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    *,
+    include_first: bool = False,
+    include_classifier: bool = False,
+) -> list[Candidate]:
+    """Returns every module that holds a weight matrix, in the network's order.
+
+    Which modules are really called is probed with one black image: a parent that reads a layer's weight without
+    calling the layer would not notice that it had been replaced.
+
+    Args:
+        model: takes normalised images.
+        input_size: (channels, height, width).
+        include_first: whether the first layer of the forward pass may be factorised.
+        include_classifier: whether the last layer of the forward pass may be factorised.
+    """
+    calls = _called_layers(model, input_size)
+    fixed: dict[str, str] = {}
+    if calls and not include_classifier:
+        fixed[calls[-1]] = "the classifier stays dense (--include-classifier)"
+    if calls and not include_first:
+        fixed[calls[0]] = "the first layer stays dense (--include-first)"
+    sharers = _names_by_weight(model)
+    found = []
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+            others = [other for other in sharers[id(weight)] if other != name]
+            reason = fixed.get(name) or _structural_reason(name, module, calls, others)
+            found.append(Candidate(name, module, reason))
+    return found
+
+
+def _structural_reason(name: str, module: nn.Module, calls: list[str], sharers: list[str]) -> str:
+    if not is_matrix_layer(module):
+        return _kind_reason(module)
+    if name not in calls:
+        return "never called by the forward pass: unused, or its weight is read directly by its parent"
+    if sharers:
+        return f"its weight is shared with `{sharers[0]}`"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks"
+    return ""
+
+
+def _kind_reason(module: nn.Module) -> str:
+    kind = type(module).__name__
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return "depthwise convolution" if module.groups == module.in_channels else f"{module.groups} groups"
+    return f"layers of type {kind} are not factorised in this version"
+
+
+def _names_by_weight(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
+    """Returns the names of the modules with a weight matrix that one forward pass calls, in the order of first call."""
+    names = {id(module): name for name, module in model.named_modules()}
+    calls: dict[str, None] = {}
+
+    def record(module: nn.Module, _: object, __: object) -> None:
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+            calls.setdefault(names[id(module)])
+
+    handle = torch.nn.modules.module.register_module_forward_hook(record)
+    try:
+        parameter = next(model.parameters())
+        with torch.no_grad():
+            model(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        handle.remove()
+    return list(calls)

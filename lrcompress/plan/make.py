@@ -1,0 +1,78 @@
+"""From a dense model to a plan."""
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import CheckpointError
+from lrcompress.linalg import singular_values
+from lrcompress.nn import dense_matrix, is_matrix_layer
+from lrcompress.plan.layers import Candidate, find_layers
+from lrcompress.plan.plan import CompressionPlan, LayerPlan
+from lrcompress.plan.policy import RankPolicy, Spectrum
+
+
+def make_plan(
+    model: nn.Module,
+    policy: RankPolicy,
+    *,
+    input_size: tuple[int, int, int],
+    include_first: bool = False,
+    include_classifier: bool = False,
+    allow_zero_layers: bool = False,
+) -> CompressionPlan:
+    """Returns what is to be done with each layer; the model is not changed.
+
+    A layer is factorised only where that removes parameters: r(m + n) < mn for an m×n matrix with S folded in.
+
+    Args:
+        model: the dense network, taking normalised images.
+        policy: chooses the ranks.
+        input_size: (channels, height, width) of its images.
+        include_first: whether the first layer of the forward pass may be factorised.
+        include_classifier: whether the last layer of the forward pass may be factorised.
+        allow_zero_layers: leave layers dense whose weights are all zero, instead of refusing the model.
+
+    Raises:
+        CheckpointError: if a layer is all zero: usually the checkpoint is damaged or was never trained.
+    """
+    candidates = find_layers(
+        model, input_size, include_first=include_first, include_classifier=include_classifier
+    )
+    spectra: dict[str, Spectrum] = {}
+    zero: set[str] = set()
+    for candidate in candidates:
+        if candidate.reason or not is_matrix_layer(candidate.module):
+            continue
+        matrix = dense_matrix(candidate.module)
+        if torch.count_nonzero(matrix) == 0:
+            zero.add(candidate.name)
+        else:
+            spectra[candidate.name] = Spectrum(singular_values(matrix), *matrix.shape)
+    if zero and not allow_zero_layers:
+        raise CheckpointError(
+            f"all weights of `{min(zero)}` are zero" + (f", and of {len(zero) - 1} more layers" * (len(zero) > 1)),
+            hint="check the checkpoint; --allow-zero-layers keeps such layers as they are",
+        )
+    ranks = policy.choose_ranks(spectra)
+    layers = tuple(
+        _plan_layer(candidate, spectra.get(candidate.name), ranks.get(candidate.name), policy)
+        for candidate in candidates
+    )
+    return CompressionPlan(policy=policy.describe(), layers=layers)
+
+
+def _plan_layer(
+    candidate: Candidate, spectrum: Spectrum | None, rank: int | None, policy: RankPolicy
+) -> LayerPlan:
+    module = candidate.module
+    weight = module.weight
+    assert isinstance(weight, Tensor)  # find_layers returns modules with a weight only
+    name, kind, shape = candidate.name, type(module).__name__, tuple(weight.shape)
+    if spectrum is None or rank is None:
+        return LayerPlan(name, kind, shape, "dense", reason=candidate.reason or "all its weights are zero")
+    if rank > spectrum.largest_useful_rank and not policy.may_enlarge():
+        reason = f"rank {rank} of {len(spectrum.sigma)} would be needed, which does not remove parameters"
+        return LayerPlan(name, kind, shape, "dense", reason=reason)
+    squares = spectrum.sigma.square()
+    error = float((squares[rank:].sum() / squares.sum()).sqrt())
+    return LayerPlan(name, kind, shape, "matrix", rank=rank, relative_error=error)

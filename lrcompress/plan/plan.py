@@ -1,0 +1,117 @@
+"""`CompressionPlan`: what is to be done with each layer, and why. Frozen, and the same after a trip through JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lrcompress.errors import OptionError
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is to be done with one layer.
+
+    Attributes:
+        name: of the module in the network.
+        kind: the module's class, "Linear" or "Conv2d" for example.
+        dense_shape: shape of the weight.
+        scheme: "matrix" (W ≈ U S Vᵀ of the unfolded weight) or "dense".
+        rank: r if it is factorised.
+        relative_error: predicted ‖W − W_r‖_F/‖W‖_F if it is factorised.
+        reason: why it stays dense, "" if it does not.
+    """
+
+    name: str
+    kind: str
+    dense_shape: tuple[int, ...]
+    scheme: Literal["matrix", "dense"]
+    rank: int | None = None
+    relative_error: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What became of one layer: goes into the artifact and the report.
+
+    Attributes:
+        name: of the module in the network.
+        kind: the module's class in the uncompressed network.
+        dense_shape: shape of the uncompressed weight.
+        scheme: "matrix" or "dense".
+        rank: r if it is factorised.
+        relative_error: ‖W − W_r‖_F/‖W‖_F of the shipped factors against the uncompressed weight. After fine-tuning a
+            distance that was travelled, not a bound that holds.
+        sigma_max: σ₁ of the shipped matrix.
+        sigma_min: σ_r of the shipped matrix.
+        kappa: σ₁/σ_r, a diagnostic.
+        stable_rank: ‖W‖_F²/σ₁² of the shipped matrix.
+        norm: ‖W‖_F of the shipped matrix.
+        dense_norm: ‖W‖_F of the uncompressed weight.
+        start_kappa: κ before fine-tuning, after truncation.
+        reason: why it stayed dense, "" if it did not.
+    """
+
+    name: str
+    kind: str
+    dense_shape: tuple[int, ...]
+    scheme: Literal["matrix", "dense"]
+    rank: int | None = None
+    relative_error: float | None = None
+    sigma_max: float | None = None
+    sigma_min: float | None = None
+    kappa: float | None = None
+    stable_rank: float | None = None
+    norm: float | None = None
+    dense_norm: float | None = None
+    start_kappa: float | None = None
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as JSON types, without what does not apply."""
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        return values | {"dense_shape": list(self.dense_shape)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "LayerRecord":
+        """Returns the record that `to_json` wrote."""
+        return cls(**{**values, "dense_shape": tuple(values["dense_shape"])})
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """What is to be done with every layer of a network that holds a weight matrix.
+
+    Attributes:
+        policy: how the ranks were chosen: its name and its parameters.
+        layers: in the network's order.
+    """
+
+    policy: Mapping[str, Any]
+    layers: tuple[LayerPlan, ...]
+
+    def factorized(self) -> dict[str, LayerPlan]:
+        """Returns the layers that are to be factorised, by name."""
+        return {layer.name: layer for layer in self.layers if layer.scheme != "dense"}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as JSON types."""
+        layers = [asdict(layer) | {"dense_shape": list(layer.dense_shape)} for layer in self.layers]
+        return {"version": PLAN_VERSION, "policy": dict(self.policy), "layers": layers}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "CompressionPlan":
+        """Returns the plan that `to_json` wrote.
+
+        Raises:
+            OptionError: if it was written by another version.
+        """
+        if values.get("version") != PLAN_VERSION:
+            raise OptionError(
+                f"the plan has version {values.get('version')}, this program reads {PLAN_VERSION}",
+                hint="make the plan again",
+            )
+        layers = tuple(LayerPlan(**{**layer, "dense_shape": tuple(layer["dense_shape"])}) for layer in values["layers"])
+        return cls(policy=dict(values["policy"]), layers=layers)

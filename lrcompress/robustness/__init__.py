@@ -1,0 +1,21 @@
+"""Stage 6: attacks on the compressed and the uncompressed model, on the same images, with intervals and checks."""
+
+from lrcompress.robustness.attacks import ATTACKS, AttackSettings, parse_eps
+from lrcompress.robustness.evaluate import EvaluatedModel, evaluate_models
+from lrcompress.robustness.evaluation import AttackOutcome, Evaluation, Finding, ModelOutcome
+from lrcompress.robustness.statistics import McNemar, compare_paired, wilson_interval
+
+__all__ = [
+    "ATTACKS",
+    "AttackOutcome",
+    "AttackSettings",
+    "EvaluatedModel",
+    "Evaluation",
+    "Finding",
+    "McNemar",
+    "ModelOutcome",
+    "compare_paired",
+    "evaluate_models",
+    "parse_eps",
+    "wilson_interval",
+]

@@ -1,0 +1,25 @@
+"""Low-rank compression of pretrained vision networks, with evidence.
+
+>>> import lrcompress
+>>> sorted(lrcompress.__all__)
+['__version__', 'compress', 'load']
+"""
+
+from importlib import metadata
+from typing import Any
+
+__version__ = metadata.version("lrcompress")
+__all__ = ["__version__", "compress", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for: `lrcompress --help` must not wait for torch.
+    if name == "load":
+        from lrcompress.artifact import load
+
+        return load
+    if name == "compress":
+        from lrcompress.pipeline import compress
+
+        return compress
+    raise AttributeError(f"module 'lrcompress' has no attribute {name!r}")

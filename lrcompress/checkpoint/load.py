@@ -15,7 +15,6 @@ from lrcompress.checkpoint.fingerprint import (
     find_same_names,
     load_table,
 )
-from lrcompress.checkpoint.hub import fetch, is_hub_name
 from lrcompress.checkpoint.match import describe_mismatch, match_by_order, matches
 from lrcompress.checkpoint.read import file_sha256, read_checkpoint, read_config
 from lrcompress.checkpoint.state import StateDict, check_finite, find_state_dict, prefix_variants
@@ -25,7 +24,9 @@ from lrcompress.models import (
     Preprocessing,
     build_model,
     default_preprocessing,
+    fetch,
     is_custom_name,
+    is_hub_name,
     nearest_names,
     parse_name,
 )

@@ -7,6 +7,7 @@ number of input channels. What differs is what a checkpoint leaves free. Takes a
 import argparse
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,6 @@ def fingerprint(framework: str, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Writes the table, and the architectures left out with the reason to stderr."""
-    import timm
-    import torchvision
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=TABLE)
     output = parser.parse_args().output
@@ -70,7 +68,7 @@ def main() -> None:
                 print(f"left out {framework}/{name}: {str(error).splitlines()[0]}", file=sys.stderr)
     # One line an architecture, so that the table's history can be read.
     lines = [f"{json.dumps(label)}: {json.dumps(entry)}" for label, entry in sorted(entries.items())]
-    versions = {"timm": timm.__version__, "torchvision": torchvision.__version__}
+    versions = {name: metadata.version(name) for name in ("timm", "torchvision")}
     body = ",\n".join(lines)
     output.write_text(f'{{"made_for": {json.dumps(versions)},\n"architectures": {{\n{body}\n}}}}\n')
     print(f"{len(entries)} architectures → {output}", file=sys.stderr)

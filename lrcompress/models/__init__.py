@@ -9,16 +9,20 @@ from lrcompress.models.architecture import (
     nearest_names,
     parse_name,
 )
+from lrcompress.models.hub import HubFile, fetch, is_hub_name
 from lrcompress.models.pixels import PixelModel
 from lrcompress.models.preprocessing import Preprocessing
 
 __all__ = [
     "Architecture",
+    "HubFile",
     "PixelModel",
     "Preprocessing",
     "build_model",
     "default_preprocessing",
+    "fetch",
     "is_custom_name",
+    "is_hub_name",
     "known_architectures",
     "nearest_names",
     "parse_name",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.errors import HubError
-from lrcompress.models import nearest_names, parse_name
+from lrcompress.models.architecture import nearest_names, parse_name
 
 OFFLINE_HINT = "check the connection, or give a local checkpoint file or Hugging Face folder"
 

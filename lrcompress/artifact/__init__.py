@@ -4,6 +4,7 @@ from lrcompress.artifact.files import check_outputs, write_atomically
 from lrcompress.artifact.load import LoadedArtifact, is_artifact, load, load_artifact, read_manifest
 from lrcompress.artifact.manifest import Cost, Manifest, installed_versions
 from lrcompress.artifact.save import save_artifact
+from lrcompress.artifact.tensors import round_weights_
 from lrcompress.artifact.verify import Check, verify_artifact
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "load",
     "load_artifact",
     "read_manifest",
+    "round_weights_",
     "save_artifact",
     "verify_artifact",
     "write_atomically",

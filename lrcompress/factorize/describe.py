@@ -1,5 +1,6 @@
 """What became of each layer."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -32,6 +33,7 @@ def describe_layers(
         assert is_matrix_layer(original)  # only such layers are replaced
         weight, sigma = dense_matrix(original).double(), _spectrum(module)
         dense_norm = float(torch.linalg.matrix_norm(weight))
+        kappa = condition_number(sigma)
         records.append(
             LayerRecord(
                 layer.name,
@@ -42,7 +44,7 @@ def describe_layers(
                 relative_error=float(torch.linalg.matrix_norm(weight - low_rank_matrix(module))) / dense_norm,
                 sigma_max=float(sigma[0]),
                 sigma_min=float(sigma[-1]),
-                kappa=condition_number(sigma),
+                kappa=kappa if math.isfinite(kappa) else None,  # JSON has no infinity
                 stable_rank=stable_rank(sigma),
                 norm=float(torch.linalg.vector_norm(sigma)),
                 dense_norm=dense_norm,

@@ -1,6 +1,6 @@
 """Stage 6: attacks on the compressed and the uncompressed model, on the same images, with intervals and checks."""
 
-from lrcompress.robustness.attacks import ATTACKS, AttackSettings, parse_eps
+from lrcompress.robustness.attacks import ATTACKS, AttackSettings, parse_eps, parse_norm
 from lrcompress.robustness.evaluate import EvaluatedModel, evaluate_models
 from lrcompress.robustness.evaluation import AttackOutcome, Evaluation, Finding, ModelOutcome
 from lrcompress.robustness.statistics import McNemar, compare_paired, wilson_interval
@@ -17,5 +17,6 @@ __all__ = [
     "compare_paired",
     "evaluate_models",
     "parse_eps",
+    "parse_norm",
     "wilson_interval",
 ]

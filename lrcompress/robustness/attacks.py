@@ -77,8 +77,7 @@ class AttackSettings:
         for name in self.attacks:
             if name not in ATTACKS:
                 raise OptionError(f"no attack named `{name}`", hint=f"known are: {', '.join(ATTACKS)}")
-        if self.norm not in NORMS:
-            raise OptionError(f"--norm must be one of {', '.join(NORMS)}, got {self.norm}", hint="--norm linf")
+        parse_norm(self.norm)
         if self.steps < 1:
             raise OptionError(f"--steps must be at least 1, got {self.steps}", hint="--steps 20")
         if self.restarts < 1:
@@ -104,6 +103,18 @@ class AttackSettings:
 def relative_stepsize(steps: int) -> float:
     """Returns the step of PGD relative to ε: 2.5/steps lets it cross the ball, foolbox's default hardly leaves it."""
     return min(1.0, 2.5 / steps)
+
+
+def parse_norm(text: str) -> Norm:
+    """Returns the norm a user wrote.
+
+    Raises:
+        OptionError: if it is none of "linf" and "l2".
+    """
+    for norm in NORMS:
+        if norm == text:
+            return norm
+    raise OptionError(f"--norm must be one of {', '.join(NORMS)}, got {text}", hint="--norm linf")
 
 
 def parse_eps(texts: Sequence[str], norm: Norm) -> tuple[float, ...]:

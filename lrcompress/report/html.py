@@ -1,0 +1,35 @@
+"""The report as one HTML file that opens without a network and without scripts."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lrcompress.report.curves import draw_chart
+from lrcompress.report.verdict import radius
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """Returns the report as HTML: verdict first, then sizes, curves, layers with reasons, training and settings."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lrcompress", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["radius"] = radius
+    environment.filters["percent"] = _percent
+    environment.filters["product"] = math.prod
+    charts = [draw_chart(evaluation) for evaluation in report["evaluations"]]
+    factorized = [layer for layer in report["layers"] if layer["scheme"] != "dense"]
+    dense = [layer for layer in report["layers"] if layer["scheme"] == "dense"]
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        report=report, evaluations=list(zip(report["evaluations"], charts, strict=True)), factorized=factorized, dense=dense
+    )
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"

@@ -1,0 +1,97 @@
+"""What the figures say, in sentences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """Returns the sentences that open every rendering of a report: size, speed, accuracy, robustness, doubts."""
+    sentences = [_size(report["size"]), *_guarantee(report), *_speed(report.get("latency"))]
+    if not report["evaluations"]:
+        return [*sentences, "Accuracy was not measured: run `lrcompress evaluate FILE --data DIR`."]
+    for evaluation in report["evaluations"]:
+        sentences += accuracy_sentences(evaluation)
+        sentences += _robustness(evaluation)
+    return sentences
+
+
+def points(share: float) -> str:
+    """Returns a difference of shares in points, with its sign."""
+    return f"{100 * share:+.1f} points"
+
+
+def radius(eps: float, norm: str) -> str:
+    """Returns a radius as people write it: 8/255 where it is one."""
+    if norm == "linf" and abs(eps * 255 - round(eps * 255)) < 1e-6 and eps > 0:
+        return f"{round(eps * 255)}/255"
+    return f"{eps:.4g}"
+
+
+def _size(size: Mapping[str, Any]) -> str:
+    removed, baseline, compressed = size["removed"], size["baseline"], size["compressed"]
+    return (
+        f"The file is {100 * removed['bytes']:.1f} % smaller ({baseline['bytes']:,} → {compressed['bytes']:,} bytes); "
+        f"of the whole model {100 * removed['parameters']:.1f} % of the parameters and {100 * removed['macs']:.1f} % "
+        "of the multiply-accumulates are gone."
+    )
+
+
+def _guarantee(report: Mapping[str, Any]) -> list[str]:
+    errors = [layer["relative_error"] for layer in report["layers"] if "relative_error" in layer]
+    if not errors:
+        return ["No layer was factorised: at this tolerance none would have become smaller."]
+    tol = report["recipe"].get("guaranteed_tol")
+    if tol is None:
+        return [f"{len(errors)} layers are factorised and fine-tuned."]
+    return [f"{len(errors)} layers are factorised, each within a relative error of {tol} (largest {max(errors):.4f})."]
+
+
+def _speed(latency: Mapping[str, Any] | None) -> list[str]:
+    if latency is None:
+        return []
+    ratio = latency["ratio"]
+    word = "faster" if ratio < 1 else "slower"
+    factor = 1 / ratio if ratio < 1 else ratio
+    return [
+        f"One batch of {latency['batch_size']} takes {latency['baseline_ms']:.2f} → {latency['compressed_ms']:.2f} ms "
+        f"({factor:.2f} times {word}; {latency['device']})."
+    ]
+
+
+def accuracy_sentences(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns what an evaluation says of clean accuracy."""
+    models, images = evaluation["models"], evaluation["images"]
+    compressed = models["compressed"]["clean"]
+    low, high = compressed["interval"]
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    if "baseline" not in models:
+        return [f"Clean accuracy {100 * compressed['accuracy']:.2f} % on {images:,} images ({interval}); no baseline."]
+    baseline, flips = models["baseline"]["clean"], evaluation["paired"]["clean"]
+    return [
+        f"Clean accuracy {100 * baseline['accuracy']:.2f} → {100 * compressed['accuracy']:.2f} % on {images:,} images "
+        f"({points(compressed['accuracy'] - baseline['accuracy'])}, {interval}; {flips['lost']} images lost, "
+        f"{flips['gained']} gained, McNemar p = {flips['p_value']:.2g})."
+    ]
+
+
+def _robustness(evaluation: Mapping[str, Any]) -> list[str]:
+    models, names = evaluation["models"], evaluation["settings"]["attacks"]
+    if not names:
+        return []
+    sentences = []
+    for index, row in enumerate(models["compressed"]["attacks"]["worst"]):
+        where = f"{'ℓ∞' if evaluation['norm'] == 'linf' else 'ℓ2'} ε = {radius(row['eps'], evaluation['norm'])}"
+        if "baseline" not in models:
+            sentences.append(f"{where}: {100 * row['accuracy']:.1f} % robust.")
+            continue
+        base = models["baseline"]["attacks"]["worst"][index]
+        p_value = evaluation["paired"]["worst"][index]["p_value"]
+        sentences.append(
+            f"{where}: {100 * base['accuracy']:.1f} → {100 * row['accuracy']:.1f} % robust "
+            f"({points(row['accuracy'] - base['accuracy'])}, McNemar p = {p_value:.2g})."
+        )
+    settings = evaluation["settings"]
+    strength = f"{' + '.join(names)}, {settings['steps']} steps, {settings['restarts']} restart(s)"
+    return [f"Worst case of {strength}, {evaluation['images']:,} images:", *sentences] + [
+        f"{finding['severity'].upper()}: {finding['message']}." for finding in evaluation["findings"]
+    ]

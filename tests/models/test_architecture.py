@@ -1,0 +1,194 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from lrcompress.errors import ArchitectureError
+from lrcompress.models import (
+    Architecture,
+    build_model,
+    default_preprocessing,
+    is_custom_name,
+    known_architectures,
+    nearest_names,
+    parse_name,
+)
+
+FACTORY = """
+import torch.nn as nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=3, in_chans=2):
+        super().__init__(nn.Conv2d(in_chans, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def not_a_network():
+    return 7
+
+def refuses(width):
+    raise ValueError("width must be even\\nsecond line")
+"""
+
+
+@pytest.fixture
+def factory_file(tmp_path):
+    file = tmp_path / "mynet.py"
+    file.write_text(FACTORY)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "framework", "name", "label"),
+    [
+        ("timm/resnet18", "timm", "resnet18", "timm/resnet18"),
+        ("timm/resnet50.a1_in1k", "timm", "resnet50", "timm/resnet50"),
+        ("torchvision/resnet18", "torchvision", "resnet18", "torchvision/resnet18"),
+        ("torchvision/resnet18.IMAGENET1K_V1", "torchvision", "resnet18", "torchvision/resnet18"),
+        ("resnet18", "timm", "resnet18", "timm/resnet18"),  # both know it
+        ("vgg11", "timm", "vgg11", "timm/vgg11"),
+        ("vit_b_16", "torchvision", "vit_b_16", "torchvision/vit_b_16"),  # only torchvision knows it
+        ("nets.py:make", "custom", "nets.py:make", "nets.py:make"),
+        ("package.nets:make", "custom", "package.nets:make", "package.nets:make"),
+    ],
+)
+def test_a_name_stands_for_the_framework_that_knows_it(text, framework, name, label):
+    architecture = parse_name(text, {"num_classes": 5})
+    assert architecture == Architecture(framework, name, {"num_classes": 5})
+    assert architecture.label == label
+    assert is_custom_name(text) is (framework == "custom")
+
+
+@pytest.mark.parametrize(
+    "text", ["resnet5O", "timm/vit_b_16", "torchvision/deit_tiny_patch16_224", "hub/resnet18", "resnet18/", ""]
+)
+def test_an_unknown_name_is_refused_by_name(text):
+    with pytest.raises(ArchitectureError) as refused:
+        parse_name(text)
+    assert f"`{text}`" in refused.value.message
+    assert refused.value.hint
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest_ones():
+    assert "resnet18" in nearest_names("resnet_18")
+    with pytest.raises(ArchitectureError) as refused:
+        parse_name("resnet_18")
+    assert "resnet18" in refused.value.hint
+
+
+def test_both_frameworks_are_known():
+    known = known_architectures()
+    assert "vit_tiny_patch16_224" in known["timm"]
+    assert "regnet_y_400mf" in known["torchvision"]
+    assert "fcn_resnet50" not in known["torchvision"]  # segmentation
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("timm/test_resnet", 1), ("timm/test_resnet", 3), ("torchvision/squeezenet1_1", 2)]
+)
+def test_networks_are_built_in_eval_mode_for_the_asked_classes_and_channels(name, channels):
+    model = build_model(parse_name(name, {"num_classes": 7, "in_chans": channels}))
+    assert not any(module.training for module in model.modules())
+    assert model(torch.zeros(1, channels, 64, 64)).shape == (1, 7)
+
+
+def test_changing_the_channels_of_a_torchvision_network_changes_its_first_convolution_only():
+    grey = build_model(parse_name("torchvision/resnet18", {"in_chans": 1, "num_classes": 2})).state_dict()
+    colour = build_model(parse_name("torchvision/resnet18", {"num_classes": 2})).state_dict()
+    assert list(grey) == list(colour)
+    assert {key for key in grey if grey[key].shape != colour[key].shape} == {"conv1.weight"}
+    assert grey["conv1.weight"].shape == (64, 1, 7, 7)
+
+
+def test_arguments_reach_the_factory():
+    model = build_model(parse_name("timm/test_vit", {"img_size": 32, "num_classes": 2}))
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_an_argument_the_factory_does_not_take_is_named():
+    with pytest.raises(ArchitectureError) as refused:
+        build_model(parse_name("timm/test_resnet", {"img_sze": 32}))
+    assert "img_sze" in refused.value.message
+    assert "--arch-arg" in refused.value.hint
+
+
+def test_a_network_of_ones_own_is_built_from_a_file(factory_file):
+    model = build_model(parse_name(f"{factory_file}:Net", {"num_classes": 4, "in_chans": 1}))
+    assert model(torch.zeros(2, 1, 5, 5)).shape == (2, 4)
+    assert not model.training
+
+
+def test_a_network_of_ones_own_is_built_from_a_module(factory_file, monkeypatch):
+    monkeypatch.syspath_prepend(str(factory_file.parent))
+    model = build_model(parse_name("mynet:Net"))
+    assert isinstance(model, nn.Module)
+    sys.modules.pop("mynet")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "said"),
+    [
+        (":missing", "has no `missing`"),
+        (":not_a_network", "returned int"),
+        (":refuses", "missing 1 required positional argument"),
+    ],
+)
+def test_a_factory_that_gives_no_network_is_named(factory_file, suffix, said):
+    with pytest.raises(ArchitectureError) as refused:
+        build_model(parse_name(f"{factory_file}{suffix}"))
+    assert said in refused.value.message
+    assert str(factory_file) in refused.value.message
+    assert refused.value.hint
+
+
+def test_what_a_factory_raises_is_told_in_one_line(factory_file):
+    with pytest.raises(ArchitectureError, match="with width=3: width must be even$"):
+        build_model(parse_name(f"{factory_file}:refuses", {"width": 3}))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("no/such/file.py:make", "no file `no/such/file.py`"), ("no_such_package:make", "cannot import `no_such_package`")],
+)
+def test_a_factory_that_does_not_exist_is_named(name, said):
+    with pytest.raises(ArchitectureError) as refused:
+        build_model(parse_name(name))
+    assert said in refused.value.message
+    assert "file.py:factory" in refused.value.hint
+
+
+def test_a_file_with_a_syntax_error_is_an_explained_error(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("def f(:")
+    with pytest.raises(ArchitectureError, match="broken"):
+        build_model(parse_name(f"{file}:f"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size", "mean", "crop", "interpolation"),
+    [
+        ("timm/test_vit", {}, (3, 160, 160), (0.5, 0.5, 0.5), 0.95, "bicubic"),
+        ("timm/test_vit", {"img_size": 32}, (3, 32, 32), (0.5, 0.5, 0.5), 0.95, "bicubic"),
+        ("timm/test_vit", {"in_chans": 1}, (1, 160, 160), (0.5,), 0.95, "bicubic"),
+        ("torchvision/squeezenet1_1", {}, (3, 224, 224), (0.485, 0.456, 0.406), 0.875, "bilinear"),
+        ("torchvision/squeezenet1_1", {"in_chans": 1}, (1, 224, 224), (0.449,), 0.875, "bilinear"),
+    ],
+)
+def test_preprocessing_is_what_the_framework_documents(name, arguments, size, mean, crop, interpolation):
+    architecture = parse_name(name, arguments)
+    preprocessing = default_preprocessing(architecture, build_model(architecture))
+    assert preprocessing.input_size == size
+    assert preprocessing.mean == pytest.approx(mean)
+    assert len(preprocessing.std) == size[0]
+    assert (preprocessing.crop_pct, preprocessing.interpolation) == (crop, interpolation)
+    assert preprocessing.origin
+
+
+def test_a_network_of_ones_own_is_not_normalised_unless_it_says_so():
+    architecture = Architecture("custom", "nets.py:make", {"in_chans": 1})
+    model = nn.Identity()
+    plain = default_preprocessing(architecture, model)
+    assert (plain.input_size, plain.mean, plain.std) == ((1, 224, 224), (0.0,), (1.0,))
+    assert "no normalisation" in plain.origin
+    model.default_cfg = {"input_size": (1, 28, 28), "mean": (0.3,), "std": (0.2,), "crop_pct": 1.0}
+    stated = default_preprocessing(architecture, model)
+    assert (stated.input_size, stated.mean, stated.std) == ((1, 28, 28), (0.3,), (0.2,))

@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from lrcompress.models import Preprocessing
+
+COLOUR = Preprocessing((3, 32, 48), (0.3, 0.6, 0.9), (0.1, 0.2, 0.3), 0.9, "bicubic", "the test")
+
+
+def test_the_values_survive_json():
+    assert Preprocessing.from_json(json.loads(json.dumps(COLOUR.to_json()))) == COLOUR
+
+
+def test_a_change_of_channels_averages_statistics_that_differ():
+    grey = COLOUR.for_channels(1)
+    assert grey.input_size == (1, 32, 48)
+    assert grey.mean == pytest.approx((0.6,))
+    assert grey.std == pytest.approx((0.2,))
+
+
+def test_a_change_of_channels_repeats_a_single_value():
+    colour = Preprocessing((1, 28, 28), (0.5,), (0.25,), 1.0, "bilinear", "the test").for_channels(3)
+    assert (colour.input_size, colour.mean, colour.std) == ((3, 28, 28), (0.5,) * 3, (0.25,) * 3)
+
+
+def test_the_same_number_of_channels_changes_nothing():
+    assert COLOUR.for_channels(3) == COLOUR
+
+
+def test_an_update_takes_what_is_known_and_not_none():
+    updated = COLOUR.updated("elsewhere", {"mean": [0.5, 0.5, 0.5], "std": None, "crop_pct": 1.0, "classifier": "fc"})
+    assert updated.mean == (0.5, 0.5, 0.5)
+    assert updated.crop_pct == 1.0
+    assert (updated.std, updated.input_size, updated.interpolation) == (COLOUR.std, COLOUR.input_size, "bicubic")
+    assert updated.origin == "elsewhere"
+
+
+@pytest.mark.parametrize("values", [{}, {"mean": None}, {"classifier": "fc"}])
+def test_an_update_with_nothing_known_keeps_the_origin(values):
+    assert COLOUR.updated("elsewhere", values) == COLOUR
+
+
+def test_an_update_of_the_size_brings_the_statistics_to_its_channels():
+    updated = COLOUR.updated("elsewhere", {"input_size": [1, 28, 28]})
+    assert updated.input_size == (1, 28, 28)
+    assert len(updated.mean) == len(updated.std) == 1

@@ -119,14 +119,11 @@ def compress(
     )
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
     model = factorize(loaded.model, plan)
-    start_kappas = {
-        name: condition_number(torch.linalg.svdvals(layer.S.detach().double()))
-        for name, layer in factored_layers(model).items()
-    }
+    start_kappas = _kappas(model)
     tuning = None
     if train is not None and options.training is not None and plan.factorized():
         observer.on_stage(f"fine-tuning on {train.description}")
-        tuning = _fine_tune_(model, loaded.preprocessing, train, options, observer)
+        tuning = _fine_tune_(model, loaded, train, options, observer)
     fold_(model)
     round_weights_(model, loaded.dtype)
 
@@ -307,13 +304,24 @@ def _open_data(loaded: LoadedModel, options: CompressOptions) -> tuple[ImageSet 
     return open_for(loaded.preprocessing, loaded.num_classes, options.data, "train"), test
 
 
+def _kappas(model: nn.Module) -> dict[str, float]:
+    """Returns κ of every factored layer whose σ_r is not zero."""
+    kappas = {
+        name: condition_number(torch.linalg.svdvals(layer.S.detach().double()))
+        for name, layer in factored_layers(model).items()
+    }
+    return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}
+
+
 def _fine_tune_(
-    model: nn.Module, preprocessing: Preprocessing, images: ImageSet, options: CompressOptions, observer: Observer
+    model: nn.Module, loaded: LoadedModel, images: ImageSet, options: CompressOptions, observer: Observer
 ) -> FineTuning:
     assert options.training is not None  # checked by the caller
-    wrapped = PixelModel(model, preprocessing).to(options.device)
-    tuning = fine_tune_(wrapped, images, options.training, on_progress=observer.on_training)
-    model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    student = PixelModel(model, loaded.preprocessing).to(options.device)
+    teacher = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
+    tuning = fine_tune_(student, images, options.training, teacher=teacher, on_progress=observer.on_training)
+    student.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    teacher.to("cpu")
     return tuning
 
 

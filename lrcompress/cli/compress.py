@@ -26,6 +26,7 @@ from lrcompress.cli.options import (
 from lrcompress.errors import OptionError
 
 DEFAULT_EPOCHS = 5
+DEFAULT_DISTILL = 0.9
 
 
 @explain_errors
@@ -53,6 +54,9 @@ def compress(
         float, typer.Option(help="Last part of the training in which ranks and bases stay fixed.")
     ] = 0.3,
     held_out: Annotated[float, typer.Option(help="Share of the training images the best state is chosen on.")] = 0.1,
+    distill: Annotated[
+        float, typer.Option(help="Weight of distillation from the uncompressed network in the loss, in [0, 1].")
+    ] = DEFAULT_DISTILL,
     crop: Annotated[int, typer.Option(help="Random shifts of training images, in pixels.")] = 2,
     flip: Annotated[bool, typer.Option(help="Mirror training images at random.")] = True,
     precision: Annotated[str, typer.Option(help="Of training: float32 or bfloat16.")] = "float32",
@@ -114,6 +118,7 @@ def compress(
             frozen_fraction=frozen_fraction,
             max_rank=max_rank,
             held_out=held_out,
+            distill=distill,
             crop=crop,
             flip=flip,
             precision=_one_of(precision, "--precision", ("float32", "bfloat16")),  # type: ignore[arg-type]

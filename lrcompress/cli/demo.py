@@ -23,7 +23,7 @@ FASHION = {
     "beta": 0.01,
     "attacked_images": 500,
 }
-IMAGENET_TOL = 0.15
+IMAGENET_TOL = 0.2
 
 
 @explain_errors

@@ -5,6 +5,7 @@ Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digit
 
 import gzip
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def read_idx(path: Path) -> UInt8[Tensor, "..."]:
         kind = content[2]
         shape = struct.unpack(f">{dimensions}I", content[4 : 4 + 4 * dimensions])
         array = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise DataError(
             f"`{path}` is not a whole idx file: {error}", hint="fetch the file again from its source"
         ) from error

@@ -48,7 +48,8 @@ class FileImages(Dataset[tuple[Tensor, int]]):
         try:
             with Image.open(file) as image:
                 return self.transform(image.convert(self.mode)), label
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        # PIL raises a SyntaxError for a PNG file with a broken chunk.
+        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"cannot read the image `{file}`: {str(error) or type(error).__name__}",
                 hint="remove or repair the file; nothing is skipped silently",
@@ -152,6 +153,9 @@ def _open_folder(folder: Path, split: Split, transform: Callable[[Any], Tensor],
             hint=f"add a folder named {' or '.join(f'`{name}/`' for name in SPLIT_FOLDERS[split])}",
         )
     samples, names = _find_files(place or folder)
+    training = next((folder / name for name in SPLIT_FOLDERS["train"] if (folder / name).is_dir()), None)
+    if split == "test" and training is not None:
+        samples, names = _number_as_in_training(samples, names, training)
     description = f"{place or folder}"
     if place is None:
         samples = _keep_apart(samples, split)
@@ -171,6 +175,19 @@ def _find_files(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
             hint="give a folder with one subfolder of images per class",
         )
     return samples, tuple(classes)
+
+
+def _number_as_in_training(
+    samples: list[tuple[str, int]], names: tuple[str, ...], training: Path
+) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Returns the samples with the class indices of the training split, of which the test split may lack some."""
+    trained = _find_files(training)[1]
+    if unknown := sorted(set(names) - set(trained)):
+        raise DataError(
+            f"the test split has a class `{unknown[0]}` that `{training}` has not",
+            hint="give both splits the same class folders",
+        )
+    return [(file, trained.index(names[label])) for file, label in samples], trained
 
 
 def _keep_apart(samples: list[tuple[str, int]], split: Split) -> list[tuple[str, int]]:
@@ -202,6 +219,6 @@ def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mo
             f"cannot open `{source}`: {reason}",
             hint="check the name and the connection, or give a folder with --data DIR",
         ) from error
-    dataset.transform = transform
+    dataset.transform = lambda image: transform(image.convert(mode))
     names = tuple(str(name) for name in getattr(dataset, "classes", ()))
     return ImageSet(dataset, names, f"{source} ({split} split)")

@@ -12,7 +12,7 @@ class DlrtOptions:
     """Settings of DLRT. They are written into the artifact.
 
     Attributes:
-        tol: τ, the relative truncation tolerance of every cycle.
+        tol: τ in (0, 1), the relative truncation tolerance of every cycle.
         epochs: passes over the training images.
         beta: β, the weight of the conditioning penalty; 0 switches it off.
         penalty: "scale-free" (R/α², for networks with normalisation layers, which do not feel the scale of S),
@@ -25,6 +25,7 @@ class DlrtOptions:
         min_rank: smallest rank of a layer.
         max_rank: largest rank of a layer; None allows all ranks that remove parameters.
         held_out: share of the training images on which the best state is chosen.
+        distill: weight in [0, 1] of the distillation loss towards the uncompressed model; the labels get the rest.
         crop: random shifts of the images in pixels.
         flip: whether images are mirrored at random.
         precision: "float32", or "bfloat16" autocast; the penalty and all decompositions stay in float32 or better.
@@ -46,12 +47,14 @@ class DlrtOptions:
     min_rank: int = 1
     max_rank: int | None = None
     held_out: float = 0.1
+    distill: float = 0.9
     crop: int = 2
     flip: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(0 < self.tol < 1, "--tol", "strictly between 0 and 1", self.tol)
         _require(self.epochs >= 1, "--epochs", "at least 1", self.epochs)
         _require(math.isfinite(self.beta) and self.beta >= 0, "--beta", "0 or more", self.beta)
         _require(math.isfinite(self.lr) and self.lr > 0, "--lr", "more than 0", self.lr)
@@ -62,6 +65,7 @@ class DlrtOptions:
         _require(self.min_rank >= 1, "--min-rank", "at least 1", self.min_rank)
         _require(self.max_rank is None or self.max_rank >= self.min_rank, "--max-rank", ">= --min-rank", self.max_rank)
         _require(0 < self.held_out < 1, "--held-out", "in (0, 1)", self.held_out)
+        _require(0 <= self.distill <= 1, "--distill", "in [0, 1]", self.distill)
         _require(self.crop >= 0, "--crop", "0 or more", self.crop)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, iterate_batches, random_crop_and_flip, split_held_out
@@ -19,6 +20,7 @@ from lrcompress.measure import measure_accuracy
 from lrcompress.nn import count_shipped_parameters, factored_layers
 
 NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+TEMPERATURE = 3.0  # of distillation
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 
 
@@ -79,6 +81,7 @@ def fine_tune_(
     images: ImageSet,
     options: DlrtOptions,
     *,
+    teacher: nn.Module | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> FineTuning:
     """Fine-tunes the factored layers of the model by DLRT and everything dense along with them.
@@ -87,6 +90,7 @@ def fine_tune_(
         model: takes images in [0, 1]; its factored layers are trained in U, S, V, all else as it is.
         images: training images; a part of them is held out to choose the best state.
         options: the settings.
+        teacher: the uncompressed model in eval mode, taking images in [0, 1]; without one nothing is distilled.
         on_progress: called after each step.
 
     Raises:
@@ -96,7 +100,7 @@ def fine_tune_(
     rest, held_out = split_held_out(images, fraction=options.held_out, seed=options.seed)
     if len(rest) < 2:
         raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
-    return _Run(model, rest, held_out, options, on_progress).run()
+    return _Run(model, rest, held_out, options, teacher, on_progress).run()
 
 
 class _Run:
@@ -108,9 +112,11 @@ class _Run:
         images: ImageSet,
         held_out: ImageSet,
         options: DlrtOptions,
+        teacher: nn.Module | None,
         on_progress: Callable[[TrainingProgress], None],
     ) -> None:
         self.model, self.images, self.held_out, self.options = model, images, held_out, options
+        self.teacher = teacher if options.distill > 0 else None
         self.on_progress = on_progress
         self.layers = factored_layers(model)
         self.device = next(model.parameters()).device
@@ -118,7 +124,8 @@ class _Run:
         single = len(images) % options.batch_size == 1  # left out by iterate_batches
         self.steps_per_epoch = math.ceil(len(images) / options.batch_size) - single
         self.steps = options.epochs * self.steps_per_epoch
-        self.frozen_from = self.steps - max(1, round(options.frozen_fraction * self.steps))
+        frozen_steps = max(1, round(options.frozen_fraction * self.steps))
+        self.frozen_from = self.steps - frozen_steps if self.layers else 0
         self.step, self.position = 0, 0
         self.retained: dict[str, int] = {}
         self.log: list[EpochRecord] = []
@@ -129,7 +136,6 @@ class _Run:
         model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._enforce_rank_bounds_()
         self.optimizer = _make_optimizer(model, self.options)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self._evaluate(epoch=0, loss=None)
         for epoch in range(1, self.options.epochs + 1):
             loss = self._train_epoch(epoch)
@@ -152,14 +158,12 @@ class _Run:
                 pixels, padding=self.options.crop, flip=self.options.flip, generator=generator
             )
             pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-            loss = self._train_step_(pixels, labels.to(self.device))
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"the loss is {loss} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta"
-                )
+            try:
+                loss = self._train_step_(pixels, labels.to(self.device))
+            except torch.linalg.LinAlgError as error:  # decompositions refuse NaN, in gradients under a finite loss
+                raise self._diverged("a gradient or a core is not finite") from error
             losses.append(loss)
             self.step += 1
-            self.schedule.step()
             self._report(epoch, loss)
         return sum(losses) / len(losses)
 
@@ -196,17 +200,30 @@ class _Run:
     def _coefficient_step_(self, pixels: Tensor, labels: Tensor) -> float:
         """Takes one optimiser step on the cores and on everything dense, with the penalty in the loss."""
         loss = self._loss(pixels, labels)
-        total = loss + self.options.beta * self._penalty() if self.options.beta > 0 else loss
+        total = loss + self.options.beta * self._penalty() if self.options.beta > 0 and self.layers else loss
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.lr * self._lr_factor(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
 
     def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        low = self.options.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
             logits = self.model(pixels)
-        return F.cross_entropy(logits.float(), labels)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    wanted = self.teacher(pixels)
+        loss = F.cross_entropy(logits.float(), labels)
+        if self.teacher is not None:
+            loss = torch.lerp(loss, distillation_loss(logits.float(), wanted.float()), self.options.distill)
+        # Before it is used: the bases and the optimiser's state must not be made of it.
+        if not torch.isfinite(loss):
+            raise self._diverged(f"the loss is {float(loss.detach())}")
+        return loss
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(f"{what} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
 
     def _penalty(self) -> Tensor:
         """Returns the sum of the conditioning penalties of the retained cores.
@@ -262,6 +279,18 @@ class _Run:
                 parameters=count_shipped_parameters(self.model),
             )
         )
+
+
+def distillation_loss(
+    logits: Float[Tensor, "n classes"], wanted: Float[Tensor, "n classes"], *, temperature: float = TEMPERATURE
+) -> Float[Tensor, ""]:
+    """Returns T²·KL(teacher ‖ student) of the softened distributions, averaged over the images.
+
+    Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; T² keeps the gradient's size independent of T.
+    """
+    student = F.log_softmax(logits / temperature, dim=1)
+    teacher = F.log_softmax(wanted / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def _is_scale_free(model: nn.Module, options: DlrtOptions) -> bool:

@@ -16,6 +16,7 @@ class LatencyRatio:
         baseline_ms: median milliseconds per batch of the baseline.
         compressed_ms: median milliseconds per batch of the compressed model.
         ratio: median over the rounds of compressed divided by baseline; below 1 the compressed model is faster.
+        ratio_quartiles: first and third quartile of the same ratios.
         batch_size: images per batch.
         rounds: how often both were timed, one after the other.
         device: where, and with how many threads.
@@ -24,6 +25,7 @@ class LatencyRatio:
     baseline_ms: float
     compressed_ms: float
     ratio: float
+    ratio_quartiles: tuple[float, float]
     batch_size: int
     rounds: int
     device: str
@@ -56,10 +58,13 @@ def measure_latency(
         while len(rounds) < 5 or time.perf_counter() - start < seconds:
             rounds.append((_time(baseline, images), _time(compressed, images)))
     where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    ratios = [c / b for b, c in rounds]
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return LatencyRatio(
         baseline_ms=1e3 * statistics.median(b for b, _ in rounds),
         compressed_ms=1e3 * statistics.median(c for _, c in rounds),
-        ratio=statistics.median(c / b for b, c in rounds),
+        ratio=statistics.median(ratios),
+        ratio_quartiles=(low, high),
         batch_size=batch_size,
         rounds=len(rounds),
         device=where,

@@ -128,18 +128,19 @@ def default_preprocessing(architecture: Architecture, model: nn.Module) -> Prepr
     if isinstance(config, Mapping) and config.get("input_size"):
         base = Preprocessing((3, 224, 224), IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "timm's defaults")
         preprocessing = base.updated(f"timm's configuration of {architecture.name}", config).for_channels(channels)
-        return preprocessing.updated(preprocessing.origin, {"input_size": _actual_size(architecture, preprocessing)})
+        size = _image_size(architecture)
+        return preprocessing if size is None else preprocessing.updated("--arch-arg", {"input_size": (channels, *size)})
     return Preprocessing(
         (channels, 224, 224), (0.0,) * channels, (1.0,) * channels, 1.0, "bilinear", "assumed: no normalisation"
     )
 
 
-def _actual_size(architecture: Architecture, preprocessing: Preprocessing) -> tuple[int, int, int] | None:
+def _image_size(architecture: Architecture) -> tuple[int, int] | None:
+    """Returns the (height, width) the architecture was built for, if that was asked for."""
     size = architecture.arguments.get("img_size")
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return preprocessing.input_size[0], height, width
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _build_timm(name: str, arguments: dict[str, Any]) -> nn.Module:

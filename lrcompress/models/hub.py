@@ -66,15 +66,13 @@ def _fetch_timm(name: str, tag: str) -> HubFile:
 
 def _fetch_from_hugging_face(repository: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         config = hf_hub_download(repository, "config.json")
         try:
             hf_hub_download(repository, "model.safetensors")
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
+        except EntryNotFoundError:  # offline too: the cache may hold the other file
             hf_hub_download(repository, "pytorch_model.bin")
     # The hub client raises its own errors and those of whatever HTTP library it uses.
     except Exception as error:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+VALUES = ("input_size", "mean", "std", "crop_pct", "interpolation")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -43,13 +45,18 @@ class Preprocessing:
         )
 
     def updated(self, origin: str, values: Mapping[str, Any]) -> "Preprocessing":
-        """Returns these values with those of `values` that are known and not None put in their place."""
-        known = {key: values[key] for key in ("crop_pct", "interpolation") if values.get(key) is not None}
-        for key in ("input_size", "mean", "std"):
-            if values.get(key) is not None:
-                known[key] = tuple(values[key])
+        """Returns these values with those of `values` that are known and not None put in their place.
+
+        Args:
+            origin: where the new values come from; what was there before keeps its own origin.
+            values: may hold other keys too.
+        """
+        known = {key: values[key] for key in VALUES if values.get(key) is not None}
+        known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
         if not known:
             return self
+        if len(known) < len(VALUES):
+            origin = f"{self.origin}; {', '.join(sorted(known))} from {origin}"
         return replace(self, **known, origin=origin).for_channels(known.get("input_size", self.input_size)[0])
 
     def for_channels(self, channels: int) -> "Preprocessing":

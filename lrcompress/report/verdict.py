@@ -49,12 +49,14 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
 def _speed(latency: Mapping[str, Any] | None) -> list[str]:
     if latency is None:
         return []
-    ratio = latency["ratio"]
-    word = "faster" if ratio < 1 else "slower"
-    factor = 1 / ratio if ratio < 1 else ratio
+    ratio, (low, high) = latency["ratio"], latency["ratio_quartiles"]
+    spread = f"middle half of {latency['rounds']} rounds {low:.2f} to {high:.2f}"
+    if low <= 1 <= high:
+        word = "no measurable difference"
+    else:
+        word = f"{1 / ratio:.2f} times as fast" if ratio < 1 else f"slower: {ratio:.2f} times the time"
     return [
-        f"One batch of {latency['batch_size']} takes {latency['baseline_ms']:.2f} → {latency['compressed_ms']:.2f} ms "
-        f"({factor:.2f} times {word}; {latency['device']})."
+        f"A batch of {latency['batch_size']} takes {ratio:.2f} of the original's time ({spread}; {latency['device']}): {word}."
     ]
 
 

@@ -6,7 +6,11 @@
 """
 
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrcompress.artifact import load
+    from lrcompress.pipeline import compress
 
 __version__ = metadata.version("lrcompress")
 __all__ = ["__version__", "compress", "load"]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lrcompress.artifact import (
     check_outputs,
     installed_versions,
     load_artifact,
-    read_manifest,
+    pack_artifact,
     round_weights_,
     save_artifact,
     write_atomically,
@@ -127,16 +127,15 @@ def compress(
     fold_(model)
     round_weights_(model, loaded.dtype)
 
-    observer.on_stage("writing")
-    manifest = save_artifact(path, model, _manifest(loaded, model, plan, options, tuning, start_kappas, test))
+    packed = pack_artifact(model, _manifest(loaded, model, plan, options, tuning, start_kappas, test))
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     compressed = PixelModel(model, loaded.preprocessing).to(options.device)
     observer.on_stage("timing both models")
     report = build_report(
-        manifest,
+        packed.manifest,
         artifact=path,
-        artifact_bytes=path.stat().st_size,
-        artifact_sha256=file_sha256(path),
+        artifact_bytes=len(packed.content),
+        artifact_sha256=packed.sha256,
         training_log=[asdict(entry) for entry in tuning.log] if tuning else None,
         latency=measure_latency(baseline, compressed, loaded.preprocessing.input_size),
     )
@@ -144,10 +143,14 @@ def compress(
         observer.on_stage(f"measuring accuracy on {test.description}")
         models = [
             EvaluatedModel("baseline", baseline, loaded.source.sha256),
-            EvaluatedModel("compressed", compressed, report["artifact"]["sha256"]),
+            EvaluatedModel("compressed", compressed, packed.sha256),
         ]
         evaluation = evaluate_models(models, test, AttackSettings())
         report = with_evaluation(report, evaluation, command=options.command)
+    # Only now, when all that takes long is done: an interrupted run leaves nothing behind.
+    observer.on_stage("writing")
+    model.to("cpu")
+    save_artifact(path, packed)
     _write_report(path, report)
     return report
 
@@ -259,7 +262,9 @@ def describe_choice(loaded: LoadedModel) -> str:
         where.append(f"matched {source.match}")
     size = "×".join(map(str, loaded.preprocessing.input_size))
     others = [name for name in source.candidates if name != loaded.architecture.label]
-    choice = f"{loaded.architecture.label} (by {source.chosen_by}; {', '.join([*where, f'{loaded.num_classes} classes'])})"
+    choice = (
+        f"{loaded.architecture.label} (by {source.chosen_by}; {', '.join([*where, f'{loaded.num_classes} classes'])})"
+    )
     if others:
         choice += f"; {', '.join(others)} have the same tensors: --arch chooses"
     return f"{choice}; input {size}, statistics from {loaded.preprocessing.origin}"
@@ -320,8 +325,8 @@ def _fine_tune_(
     student = PixelModel(model, loaded.preprocessing).to(options.device)
     teacher = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     tuning = fine_tune_(student, images, options.training, teacher=teacher, on_progress=observer.on_training)
-    student.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    teacher.to("cpu")
+    for network in (student, teacher):
+        network.to("cpu").to(memory_format=torch.contiguous_format)
     return tuning
 
 
@@ -353,9 +358,7 @@ def _manifest(
         num_classes=loaded.num_classes,
         class_names=images.class_names if images else (),
         dtype=loaded.dtype,
-        layers=describe_layers(
-            loaded.model, model, plan, start_kappas=start_kappas if tuning else {}
-        ),
+        layers=describe_layers(loaded.model, model, plan, start_kappas=start_kappas if tuning else {}),
         recipe=recipe,
         source=asdict(loaded.source) | {"candidates": list(loaded.source.candidates)},
         baseline=Cost(count_parameters(loaded.model), loaded.source.bytes, count_macs(loaded.model, size)),
@@ -390,7 +393,8 @@ def _fallback_samples(manifest: Manifest) -> str:
     key = (manifest.num_classes, manifest.preprocessing.input_size[0])
     if key not in known:
         raise DataError(
-            f"no sample images fit a network of {key[0]} classes and {key[1]} channels", hint="name images with --data DIR"
+            f"no sample images fit a network of {key[0]} classes and {key[1]} channels",
+            hint="name images with --data DIR",
         )
     return known[key]
 

@@ -46,6 +46,8 @@ def write_atomically(path: Path, content: bytes, *, check: Callable[[Path], None
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"cannot write `{path}`: {error.strerror or error}", hint="name another place with -o") from error
+        raise OutputError(
+            f"cannot write `{path}`: {error.strerror or error}", hint="name another place with -o"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -111,9 +111,7 @@ def _architecture(manifest: Manifest, arch: str | None, path: Path) -> Architect
     recorded = manifest.architecture
     if recorded.framework != "custom":
         if arch is not None:
-            raise ArchitectureError(
-                f"`{path}` is a `{recorded.label}`, --arch does not apply", hint="leave out --arch"
-            )
+            raise ArchitectureError(f"`{path}` is a `{recorded.label}`, --arch does not apply", hint="leave out --arch")
         return recorded
     if arch is None:
         raise ArtifactError(

@@ -1,6 +1,7 @@
 """From the model to the file."""
 
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -11,28 +12,55 @@ from lrcompress.artifact.manifest import Manifest
 from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, serialize, stored_tensors
 
 
-def save_artifact(path: Path, model: nn.Module, manifest: Manifest) -> Manifest:
-    """Writes the artifact and returns its final manifest.
+@dataclass(frozen=True)
+class PackedArtifact:
+    """An artifact in memory.
+
+    Attributes:
+        model: what was packed.
+        manifest: with the digest and the shared tensors filled in.
+        content: the bytes of the file.
+        sha256: of the content.
+    """
+
+    model: nn.Module
+    manifest: Manifest
+    content: bytes
+    sha256: str
+
+
+def pack_artifact(model: nn.Module, manifest: Manifest) -> PackedArtifact:
+    """Returns the artifact as it will be written; the same model and manifest give the same bytes.
+
+    Args:
+        model: the folded low-rank network, its weights rounded to `manifest.dtype`.
+        manifest: its digest and shared tensors are filled in here.
+    """
+    tensors, shared = stored_tensors(model, manifest.dtype)
+    final = replace(manifest, shared=shared, tensors_sha256=digest_tensors(tensors))
+    content = serialize(tensors, {"format": "pt", METADATA_KEY: final.dumps()})
+    return PackedArtifact(model, final, content, hashlib.sha256(content).hexdigest())
+
+
+def save_artifact(path: Path, packed: PackedArtifact) -> None:
+    """Writes the artifact.
 
     The file is written under a temporary name, loaded again as a user would, compared with the model bit for bit, and
-    only then renamed. The same model and manifest give the same bytes.
+    only then renamed.
 
     Args:
         path: where the file is to be; what is there is replaced.
-        model: the folded low-rank network, its weights rounded to `manifest.dtype`.
-        manifest: its digest and shared tensors are filled in here.
+        packed: what to write.
 
     Raises:
         OutputError: if the file cannot be written.
         ArtifactError: if what was read again differs.
     """
-    tensors, shared = stored_tensors(model, manifest.dtype)
-    final = replace(manifest, shared=shared, tensors_sha256=digest_tensors(tensors))
     # Loading again runs the user's own factory, which the user has named for this very run.
-    arch = manifest.architecture.name if manifest.architecture.framework == "custom" else None
+    architecture = packed.manifest.architecture
+    arch = architecture.name if architecture.framework == "custom" else None
 
     def check(written: Path) -> None:
-        check_same_tensors(model, load_artifact(written, arch=arch).model)
+        check_same_tensors(packed.model, load_artifact(written, arch=arch).model)
 
-    write_atomically(path, serialize(tensors, {"format": "pt", METADATA_KEY: final.dumps()}), check=check)
-    return final
+    write_atomically(path, packed.content, check=check)

@@ -53,7 +53,9 @@ def verify_artifact(path: Path, *, arch: str | None = None, original: nn.Module 
 def _check_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> Check:
     found = digest_tensors(tensors)
     same = found == manifest.tensors_sha256
-    return Check("digest", same, f"SHA-256 {found[:16]}…" + ("" if same else f", recorded {manifest.tensors_sha256[:16]}…"))
+    return Check(
+        "digest", same, f"SHA-256 {found[:16]}…" + ("" if same else f", recorded {manifest.tensors_sha256[:16]}…")
+    )
 
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> Check:

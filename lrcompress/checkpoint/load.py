@@ -190,14 +190,17 @@ def _with_config(state: StateDict, config: Mapping[str, Any]) -> StateDict:
     if isinstance(config.get("num_classes"), int):
         arguments["num_classes"] = config["num_classes"]
     preprocessing = {**config, **(config.get("pretrained_cfg") or {})}
-    return StateDict(
-        state.tensors, state.wrapper, name if isinstance(name, str) else None, arguments, preprocessing
-    )
+    return StateDict(state.tensors, state.wrapper, name if isinstance(name, str) else None, arguments, preprocessing)
 
 
 def _choose(state: StateDict, options: LoadOptions, source: str) -> _Choice:
     variants = list(prefix_variants(state.tensors))
     named = options.arch or state.architecture
+    if options.arch is None and named is not None and is_custom_name(named):
+        # Never followed: a checkpoint must not be able to name code that is then run.
+        raise ArchitectureError(
+            f"`{source}` says that it is built by `{named}`, code that is not run unasked", hint=f"--arch {named}"
+        )
     if named is not None:
         chosen_by = "--arch" if options.arch else "the file"
         arguments = {**(state.arguments if state.architecture in (None, named) else {}), **options.arch_arguments}
@@ -250,9 +253,7 @@ def _choose_named(
                 raise
             continue
         for prefix, tensors in variants:
-            architecture = Architecture(
-                plain.framework, plain.name, {**_read_arguments(plain, tensors), **arguments}
-            )
+            architecture = Architecture(plain.framework, plain.name, {**_read_arguments(plain, tensors), **arguments})
             model = build_model(architecture)
             if matches(model, tensors):
                 return _Choice(architecture, tensors, prefix, chosen_by, (architecture.label,))
@@ -275,7 +276,7 @@ def _hint_for_name(architecture: Architecture) -> str:
 
 def _choose_by_order(state: StateDict, options: LoadOptions, file: Path) -> _Choice:
     name = options.arch or state.architecture
-    if name is None:
+    if name is None or (options.arch is None and is_custom_name(name)):
         raise ArchitectureError(
             "--match-by-order needs to know the architecture", hint="name it with --arch, for example --arch resnet50"
         )

@@ -16,6 +16,8 @@ import torch
 
 from lrcompress.errors import CheckpointError
 
+# Where pickle finds the functions that rebuild NumPy's values, without naming NumPy's private modules.
+SCALAR, RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
 # What real timm, torchvision and PyTorch-example training checkpoints hold besides tensors. Nothing here can run code.
 ALLOWED_GLOBALS = [
     argparse.Namespace,
@@ -34,10 +36,10 @@ ALLOWED_GLOBALS = [
     pathlib.PureWindowsPath,
     np.ndarray,
     np.dtype,
-    np._core.multiarray.scalar,
-    np._core.multiarray._reconstruct,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    SCALAR,
+    RECONSTRUCT,
+    (SCALAR, "numpy.core.multiarray.scalar"),  # the names of NumPy 1, in older files
+    (RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
 ]
 SAVE_HINT = "save the state dict where the model's code is: torch.save(model.state_dict(), 'weights.pt')"
@@ -45,14 +47,10 @@ SAVE_HINT = "save the state dict where the model's code is: torch.save(model.sta
 
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

@@ -22,7 +22,9 @@ from lrcompress.cli.options import (
 @explain_errors
 def attack(
     file: ArtifactArgument,
-    pgd: Annotated[bool, typer.Option("--pgd", help="PGD; noise and FGSM go with it as a check of its strength.")] = False,
+    pgd: Annotated[
+        bool, typer.Option("--pgd", help="PGD; noise and FGSM go with it as a check of its strength.")
+    ] = False,
     fgsm: Annotated[bool, typer.Option("--fgsm", help="The fast gradient (sign) method.")] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Random noise: not an attack, a floor for attacks.")] = False,
     attacks: Annotated[
@@ -31,7 +33,9 @@ def attack(
     norm: Annotated[str, typer.Option(help="Of the perturbation: linf or l2.")] = "linf",
     eps: Annotated[
         list[str] | None,
-        typer.Option(help="Radii in pixel units of images in [0, 1], as 8/255,4/255 (default 1, 2, 4, 8/255; ℓ2: 0.1 to 1)."),
+        typer.Option(
+            help="Radii in pixel units of images in [0, 1], as 8/255,4/255 (default 1, 2, 4, 8/255; ℓ2: 0.1 to 1)."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
     restarts: Annotated[int, typer.Option(help="Random restarts; the worst case of all counts.")] = 1,
@@ -49,7 +53,6 @@ def attack(
     Without --data the data set of the fine-tuning is used, else the 20 labelled images that foolbox ships.
 
     Examples:
-
     - lrcompress attack out.safetensors --pgd
 
     - lrcompress attack out.safetensors --pgd --eps 8/255,4/255 --steps 50 --restarts 2 --samples 1000 --data DIR

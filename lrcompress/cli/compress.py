@@ -1,5 +1,6 @@
 """`lrcompress compress`."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,21 @@ DEFAULT_EPOCHS = 5
 DEFAULT_DISTILL = 0.9
 
 
+class Penalty(str, Enum):
+    """What `--penalty` takes."""
+
+    AUTO = "auto"
+    SCALE_FREE = "scale-free"
+    PAPER = "paper"
+
+
+class Precision(str, Enum):
+    """What `--precision` takes."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 @explain_errors
 def compress(
     checkpoint: Annotated[
@@ -41,10 +57,12 @@ def compress(
     data: DataOption = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=0, help=f"Passes of fine-tuning over the data (default {DEFAULT_EPOCHS} with --data); 0: none."),
+        typer.Option(
+            min=0, help=f"Passes of fine-tuning over the data (default {DEFAULT_EPOCHS} with --data); 0: none."
+        ),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Weight β of the conditioning penalty (default 0).")] = None,
-    penalty: Annotated[str, typer.Option(help="auto, scale-free (R/α²), or paper (R).")] = "auto",
+    penalty: Annotated[Penalty, typer.Option(help="R/α² (scale-free), R (paper), or auto.")] = Penalty.AUTO,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
     weight_decay: Annotated[float, typer.Option(help="Of cores and dense weights.")] = 0.0,
     coefficient_steps: Annotated[int, typer.Option(help="Optimiser steps s* per DLRT cycle.")] = 10,
@@ -59,7 +77,7 @@ def compress(
     ] = DEFAULT_DISTILL,
     crop: Annotated[int, typer.Option(help="Random shifts of training images, in pixels.")] = 2,
     flip: Annotated[bool, typer.Option(help="Mirror training images at random.")] = True,
-    precision: Annotated[str, typer.Option(help="Of training: float32 or bfloat16.")] = "float32",
+    precision: Annotated[Precision, typer.Option(help="Of training.")] = Precision.FLOAT32,
     samples: SamplesOption = None,
     arch: ArchOption = None,
     arch_arg: ArchArgOption = None,
@@ -87,7 +105,6 @@ def compress(
     the low-rank network is fine-tuned, its ranks adapting to the same tolerance.
 
     Examples:
-
     - lrcompress compress resnet50.pt --tol 0.1
 
     - lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
@@ -110,7 +127,7 @@ def compress(
             tol=tol,
             epochs=DEFAULT_EPOCHS if epochs is None else epochs,
             beta=beta or 0.0,
-            penalty=_one_of(penalty, "--penalty", ("auto", "scale-free", "paper")),  # type: ignore[arg-type]
+            penalty=penalty.value,
             lr=1e-3 if lr is None else lr,
             weight_decay=weight_decay,
             coefficient_steps=coefficient_steps,
@@ -121,7 +138,7 @@ def compress(
             distill=distill,
             crop=crop,
             flip=flip,
-            precision=_one_of(precision, "--precision", ("float32", "bfloat16")),  # type: ignore[arg-type]
+            precision=precision.value,
             seed=seed,
         )
     options = CompressOptions(
@@ -160,9 +177,3 @@ def _check_training_options(data: str | None, epochs: int | None, beta: float | 
     given = [name for name, value in (("--epochs", epochs), ("--beta", beta), ("--lr", lr)) if value]
     if data is None and given:
         raise OptionError(f"{given[0]} needs images to fine-tune on", hint="--data DIR")
-
-
-def _one_of(text: str, option: str, allowed: tuple[str, ...]) -> str:
-    if text not in allowed:
-        raise OptionError(f"{option} must be one of {', '.join(allowed)}, got {text}", hint=f"{option} {allowed[0]}")
-    return text

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
@@ -58,7 +58,7 @@ def explain_errors(verb: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
-def fail(message: str, hint: str, code: int = 1) -> "typer.Exit":
+def fail(message: str, hint: str, code: int = 1) -> NoReturn:
     """Prints an error and its hint, and ends with the exit code."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     if hint:

@@ -117,9 +117,7 @@ def _imagenet(weights: Path, output: Path, observer: "Observer") -> dict[str, An
         f"--tol {IMAGENET_TOL} --data samples/imagenet --epochs 0 -o {artifact}"
     )
     observer.on_stage(f"$ {command}")
-    load = LoadOptions(
-        arch="tf_efficientnet_lite0", match_by_order=True, preprocessing={"input_size": (3, 512, 512)}
-    )
+    load = LoadOptions(arch="tf_efficientnet_lite0", match_by_order=True, preprocessing={"input_size": (3, 512, 512)})
     options = CompressOptions(tol=IMAGENET_TOL, load=load, data="samples/imagenet", command=command)
     return compress(str(checkpoint), artifact, options, observer=observer)
 

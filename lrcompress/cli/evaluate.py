@@ -34,7 +34,6 @@ def evaluate(
     """Measure the clean accuracy of a compressed model and its original, and add it to the report.
 
     Examples:
-
     - lrcompress evaluate out.safetensors --data DIR
 
     - lrcompress evaluate out.safetensors --data samples/imagenet --json

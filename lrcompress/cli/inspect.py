@@ -37,7 +37,6 @@ def inspect(
     """Say what is in a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense.
 
     Examples:
-
     - lrcompress inspect out.safetensors
 
     - lrcompress inspect resnet50.pt --json
@@ -68,13 +67,15 @@ def inspect(
         {
             "name": layer.name,
             "kind": type(layer.module).__name__,
-            "dense_shape": list(layer.module.weight.shape),  # type: ignore[union-attr,arg-type]  # found by its weight
+            "dense_shape": list(layer.weight_shape),
             "reason": layer.reason,
         }
         for layer in find_layers(loaded.model, size)
     ]
     stderr().print(describe_choice(loaded), markup=False)
-    rows = [[x["name"], x["kind"], "×".join(map(str, x["dense_shape"])), x["reason"] or "may be factorised"] for x in layers]
+    rows = [
+        [x["name"], x["kind"], "×".join(map(str, x["dense_shape"])), x["reason"] or "may be factorised"] for x in layers
+    ]
     print_table("layers with a weight matrix", ["layer", "kind", "weight", ""], rows)
     _print(
         {
@@ -129,7 +130,9 @@ def _print(values: dict[str, Any], as_json: bool) -> None:
         return
     arguments = ", ".join(f"{key}={value}" for key, value in values["architecture"]["arguments"].items())
     typer.echo(f"kind: {values['kind']}")
-    typer.echo(f"architecture: {values['architecture']['framework']}/{values['architecture']['name']} {arguments}".rstrip())
+    typer.echo(
+        f"architecture: {values['architecture']['framework']}/{values['architecture']['name']} {arguments}".rstrip()
+    )
     typer.echo(f"parameters: {values['parameters']}")
     typer.echo(f"macs: {values['macs']}")
     typer.echo(f"classes: {values['num_classes']}")

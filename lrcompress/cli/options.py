@@ -38,22 +38,26 @@ ArchOption = Annotated[
     str | None,
     typer.Option(
         "--arch",
-        help="timm or torchvision name, torchvision/NAME, or your own network: file.py:factory, package.module:factory. "
+        help="timm or torchvision name, torchvision/NAME, or your own: file.py:factory, package.module:factory. "
         "Without it the file's own word or its tensors decide.",
     ),
 ]
 ArchArgOption = Annotated[
     list[str] | None,
-    typer.Option("--arch-arg", metavar="KEY=VALUE", help="Argument of the architecture, in_chans=1 for example; may be repeated."),
+    typer.Option(
+        "--arch-arg", metavar="KEY=VALUE", help="Argument of the architecture, in_chans=1 for example; may be repeated."
+    ),
 ]
 StrictArchOption = Annotated[
     bool, typer.Option("--strict-arch", help="Refuse to choose between architectures with the same tensors.")
 ]
 MatchByOrderOption = Annotated[
-    bool, typer.Option("--match-by-order", help="Give the tensors to the architecture in their order, whatever their names.")
+    bool,
+    typer.Option("--match-by-order", help="Give the tensors to the architecture in their order, whatever their names."),
 ]
 WeightsKeyOption = Annotated[
-    str | None, typer.Option("--weights-key", help="Key of the state dict in the file; otherwise timm's order of wrappers.")
+    str | None,
+    typer.Option("--weights-key", help="Key of the state dict in the file; otherwise timm's order of wrappers."),
 ]
 InputSizeOption = Annotated[str | None, typer.Option(metavar="C,H,W", help="Size of the network's input.")]
 MeanOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean the network's input is normalised with.")]
@@ -122,16 +126,16 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"no device `{device}` here: {str(error).splitlines()[0]}", hint="--device cpu"
-        ) from error
+        raise OptionError(f"no device `{device}` here: {str(error).splitlines()[0]}", hint="--device cpu") from error
 
 
 def _numbers(text: str, option: str, count: int | None = None) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise OptionError(f"{option} takes numbers separated by commas, got `{text}`", hint=f"{option} 3,224,224") from error
+        raise OptionError(
+            f"{option} takes numbers separated by commas, got `{text}`", hint=f"{option} 3,224,224"
+        ) from error
     if count is not None and (len(values) != count or any(value < 1 for value in values)):
         raise OptionError(f"{option} takes {count} positive numbers, got `{text}`", hint=f"{option} 3,224,224")
     return values

@@ -22,7 +22,6 @@ def verify(
     Ends with exit code 3 if a check fails. The per-layer errors are measured again where the original is at hand.
 
     Examples:
-
     - lrcompress verify out.safetensors
 
     - lrcompress verify out.safetensors --baseline resnet50.pt --json

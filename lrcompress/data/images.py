@@ -1,6 +1,6 @@
 """`ImageSet`, the value that stands for labelled images, and what is done with it: split, sample, iterate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ class ImageSet:
     description: str
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # map-style data sets have a length
+        assert isinstance(self.dataset, Sized)  # as map-style data sets are, though torch's class does not say so
+        return len(self.dataset)
 
 
 def _select(images: ImageSet, indices: Sequence[int], description: str) -> ImageSet:

@@ -112,7 +112,7 @@ def _transform(input_size: tuple[int, int, int], crop_pct: float, interpolation:
     from timm.data.transforms_factory import create_transform
 
     channels = input_size[0]
-    transform = create_transform(
+    transform: Any = create_transform(
         input_size,
         is_training=False,
         crop_pct=crop_pct,

@@ -133,7 +133,9 @@ class _Run:
         self.best_epoch, self.best_accuracy = 0, -1.0
 
     def run(self) -> FineTuning:
-        model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = self.model.to(memory_format=torch.channels_last)
+        if self.teacher is not None:
+            self.teacher.to(memory_format=torch.channels_last)
         self._enforce_rank_bounds_()
         self.optimizer = _make_optimizer(model, self.options)
         self._evaluate(epoch=0, loss=None)
@@ -160,7 +162,8 @@ class _Run:
             pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
             try:
                 loss = self._train_step_(pixels, labels.to(self.device))
-            except torch.linalg.LinAlgError as error:  # decompositions refuse NaN, in gradients under a finite loss
+            # Decompositions refuse NaN, which gradients may hold under a finite loss. A LinAlgError is a RuntimeError.
+            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
                 raise self._diverged("a gradient or a core is not finite") from error
             losses.append(loss)
             self.step += 1
@@ -204,18 +207,17 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.lr * self._lr_factor(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         self.optimizer.step()
         return float(loss.detach())
 
     def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
             logits = self.model(pixels)
-            if self.teacher is not None:
-                with torch.no_grad():
-                    wanted = self.teacher(pixels)
+            with torch.no_grad():
+                wanted = None if self.teacher is None else self.teacher(pixels)
         loss = F.cross_entropy(logits.float(), labels)
-        if self.teacher is not None:
+        if wanted is not None:
             loss = torch.lerp(loss, distillation_loss(logits.float(), wanted.float()), self.options.distill)
         # Before it is used: the bases and the optimiser's state must not be made of it.
         if not torch.isfinite(loss):
@@ -308,4 +310,3 @@ def _make_optimizer(model: nn.Module, options: DlrtOptions) -> torch.optim.AdamW
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.lr)
-

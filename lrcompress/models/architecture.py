@@ -18,7 +18,12 @@ from torch import nn
 
 from lrcompress.errors import ArchitectureError
 from lrcompress.models.preprocessing import Preprocessing
+from lrcompress.nn import ConvGeometry
 
+# Arguments of timm's and torchvision's factories that fetch or read files: names in a checkpoint must not reach them.
+NOT_TAKEN = frozenset(
+    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -98,6 +103,11 @@ def build_model(architecture: Architecture) -> nn.Module:
     Raises:
         ArchitectureError: if the factory does not exist or refuses its arguments.
     """
+    if refused := NOT_TAKEN & architecture.arguments.keys():
+        raise ArchitectureError(
+            f"`{min(refused)}` is no argument of an architecture, weights come from the checkpoint",
+            hint="leave it out of --arch-arg",
+        )
     try:
         model = _BUILDERS[architecture.framework](architecture.name, dict(architecture.arguments))
     except ArchitectureError:
@@ -123,10 +133,18 @@ def default_preprocessing(architecture: Architecture, model: nn.Module) -> Prepr
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if architecture.framework == "torchvision":
         size = 299 if architecture.name == "inception_v3" else 224
-        base = Preprocessing((3, size, size), IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "torchvision's defaults")
+        base = Preprocessing((3, size, size), # Arguments of timm's and torchvision's factories that fetch or read files: names in a checkpoint must not reach them.
+NOT_TAKEN = frozenset(
+    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "torchvision's defaults")
         return base.for_channels(channels)
     if isinstance(config, Mapping) and config.get("input_size"):
-        base = Preprocessing((3, 224, 224), IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "timm's defaults")
+        base = Preprocessing((3, 224, 224), # Arguments of timm's and torchvision's factories that fetch or read files: names in a checkpoint must not reach them.
+NOT_TAKEN = frozenset(
+    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+)
+IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "timm's defaults")
         preprocessing = base.updated(f"timm's configuration of {architecture.name}", config).for_channels(channels)
         size = _image_size(architecture)
         return preprocessing if size is None else preprocessing.updated("--arch-arg", {"input_size": (channels, *size)})
@@ -166,12 +184,13 @@ def _change_input_channels_(model: nn.Module, channels: int) -> None:
     """Gives the first convolution another number of input channels; torchvision has no argument for it."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            geometry = ConvGeometry.of(module)
             replacement = nn.Conv2d(
                 channels,
                 module.out_channels,
-                module.kernel_size,  # type: ignore[arg-type]  # stored as tuple[int, ...], always of length 2
-                stride=module.stride,  # type: ignore[arg-type]
-                padding=module.padding,  # type: ignore[arg-type]
+                geometry.kernel_size,
+                stride=geometry.stride,
+                padding=geometry.padding,
                 bias=module.bias is not None,
             )
             parent, _, child = name.rpartition(".")

@@ -54,13 +54,14 @@ def _fetch_timm(name: str, tag: str) -> HubFile:
         config = get_pretrained_cfg(f"{name}.{tag}" if tag else name, allow_unregistered=False)
     except (RuntimeError, KeyError):
         config = None
-    if config is None or not (config.hf_hub_id or config.url):
+    if config is None or not (config.hf_hub_id or isinstance(config.url, str)):
         known = list_pretrained(f"{name}.*")
         near = ", ".join(f"timm/{other}" for other in known[:5]) or ", ".join(nearest_names(name))
         raise HubError(f"timm has no weights named `{name}{'.' + tag if tag else ''}`", hint=f"known are: {near}")
     if config.hf_hub_id:
         return HubFile(_fetch_from_hugging_face(config.hf_hub_id), f"timm/{name}", {})
     preprocessing = {key: getattr(config, key) for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+    assert isinstance(config.url, str)  # else there is no such name, see above
     return HubFile(_fetch_address(config.url), f"timm/{name}", preprocessing)
 
 
@@ -76,8 +77,9 @@ def _fetch_from_hugging_face(repository: str) -> Path:
             hf_hub_download(repository, "pytorch_model.bin")
     # The hub client raises its own errors and those of whatever HTTP library it uses.
     except Exception as error:
-        raise HubError(f"cannot fetch `{repository}` from the Hugging Face hub: {_first_line(error)}",
-                       hint=OFFLINE_HINT) from error  # fmt: skip
+        raise HubError(
+            f"cannot fetch `{repository}` from the Hugging Face hub: {_first_line(error)}", hint=OFFLINE_HINT
+        ) from error
     return Path(config).parent
 
 
@@ -89,7 +91,7 @@ def _fetch_torchvision(name: str, tag: str) -> HubFile:
     if tag and tag not in members:
         known = ", ".join(f"torchvision/{name}.{member}" for member in members)
         raise HubError(f"torchvision has no weights named `{name}.{tag}`", hint=f"known are: {known}")
-    chosen = members[tag] if tag else weights.DEFAULT
+    chosen = members[tag] if tag else weights["DEFAULT"]
     transforms = chosen.transforms()
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     preprocessing = {

@@ -29,4 +29,5 @@ class PixelModel(nn.Module):
         self.train(network.training)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]
+        """Returns the logits of images in [0, 1]."""
+        return self.network((images - self.mean) / self.std)

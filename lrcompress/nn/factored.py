@@ -82,6 +82,7 @@ class FactoredLinear(FactoredLayer):
     """
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """Returns x (U S Vᵀ)ᵀ plus the bias, factor by factor."""
         return F.linear(F.linear(F.linear(x, self.V.T), self.S), self.U, self.bias)
 
     def _shipped(self) -> LowRankLinear:
@@ -104,6 +105,7 @@ class FactoredConv2d(FactoredLayer):
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
 
     def forward(self, x: Float[Tensor, "*batch i h w"]) -> Float[Tensor, "*batch o oh ow"]:
+        """Returns the convolution with the kernel U S Vᵀ plus the bias, factor by factor."""
         reduced = self.geometry.conv2d(x, fold_kernel(self.V.T, self.geometry.kernel_size))
         return F.conv2d(F.conv2d(reduced, self.S[:, :, None, None]), self.U[:, :, None, None], self.bias)
 

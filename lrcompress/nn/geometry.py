@@ -1,10 +1,13 @@
 """Where a convolution's kernel is applied: everything about it but its channels and its weights."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,7 @@ class ConvGeometry:
     stride: tuple[int, int]
     padding: str | tuple[int, int]
     dilation: tuple[int, int]
-    padding_mode: str
+    padding_mode: PaddingMode
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "ConvGeometry":

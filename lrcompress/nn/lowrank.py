@@ -26,7 +26,8 @@ class LowRankLinear(nn.Module):
         self.expand = nn.Linear(rank, out_features, bias=bias, **factory)
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        return self.expand(self.reduce(x))  # type: ignore[no-any-return]
+        """Returns expand(reduce(x))."""
+        return self.expand(self.reduce(x))
 
 
 class LowRankConv2d(nn.Module):
@@ -69,4 +70,5 @@ class LowRankConv2d(nn.Module):
         self.expand = nn.Conv2d(rank, out_channels, 1, bias=bias, **factory)
 
     def forward(self, x: Float[Tensor, "*batch i h w"]) -> Float[Tensor, "*batch o oh ow"]:
-        return self.expand(self.reduce(x))  # type: ignore[no-any-return]
+        """Returns expand(reduce(x))."""
+        return self.expand(self.reduce(x))

@@ -22,6 +22,13 @@ class Candidate:
     module: nn.Module
     reason: str
 
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the module's weight."""
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)  # what makes it a candidate
+        return tuple(weight.shape)
+
 
 def find_layers(
     model: nn.Module,

@@ -1,7 +1,7 @@
 """From a dense model to a plan."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrcompress.errors import CheckpointError
 from lrcompress.linalg import singular_values
@@ -35,9 +35,7 @@ def make_plan(
     Raises:
         CheckpointError: if a layer is all zero: usually the checkpoint is damaged or was never trained.
     """
-    candidates = find_layers(
-        model, input_size, include_first=include_first, include_classifier=include_classifier
-    )
+    candidates = find_layers(model, input_size, include_first=include_first, include_classifier=include_classifier)
     spectra: dict[str, Spectrum] = {}
     zero: set[str] = set()
     for candidate in candidates:
@@ -61,13 +59,8 @@ def make_plan(
     return CompressionPlan(policy=policy.describe(), layers=layers)
 
 
-def _plan_layer(
-    candidate: Candidate, spectrum: Spectrum | None, rank: int | None, policy: RankPolicy
-) -> LayerPlan:
-    module = candidate.module
-    weight = module.weight
-    assert isinstance(weight, Tensor)  # find_layers returns modules with a weight only
-    name, kind, shape = candidate.name, type(module).__name__, tuple(weight.shape)
+def _plan_layer(candidate: Candidate, spectrum: Spectrum | None, rank: int | None, policy: RankPolicy) -> LayerPlan:
+    name, kind, shape = candidate.name, type(candidate.module).__name__, candidate.weight_shape
     if spectrum is None or rank is None:
         return LayerPlan(name, kind, shape, "dense", reason=candidate.reason or "all its weights are zero")
     if rank > spectrum.largest_useful_rank and not policy.may_enlarge():

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from lrcompress.errors import OptionError
 from lrcompress.linalg import truncation_rank
@@ -73,9 +74,11 @@ class Tolerance(RankPolicy):
                 hint="--tol 0.1 keeps 99 % of each layer's squared norm; a larger tolerance makes a smaller file",
             )
 
+    @override
     def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
         return {name: max(1, truncation_rank(spectrum.sigma, self.tol)) for name, spectrum in spectra.items()}
 
+    @override
     def describe(self) -> dict[str, Any]:
         return {"name": "tolerance", "tol": self.tol}
 
@@ -94,11 +97,15 @@ class TrainingStart(Tolerance):
 
     max_rank: int | None = None
 
+    @override
     def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
         wanted = super().choose_ranks(spectra)
-        limits = {name: min(s.largest_useful_rank, self.max_rank or s.largest_useful_rank) for name, s in spectra.items()}
+        limits = {
+            name: min(s.largest_useful_rank, self.max_rank or s.largest_useful_rank) for name, s in spectra.items()
+        }
         return {name: max(1, min(rank, limits[name])) for name, rank in wanted.items()}
 
+    @override
     def describe(self) -> dict[str, Any]:
         return {"name": "training start", "tol": self.tol, "max_rank": self.max_rank}
 
@@ -107,11 +114,14 @@ class TrainingStart(Tolerance):
 class FullRank(RankPolicy):
     """All singular values, even where that adds parameters: for checking a factorisation, not for compressing."""
 
+    @override
     def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
         return {name: len(spectrum.sigma) for name, spectrum in spectra.items()}
 
+    @override
     def describe(self) -> dict[str, Any]:
         return {"name": "full rank"}
 
+    @override
     def may_enlarge(self) -> bool:
         return True

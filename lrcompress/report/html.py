@@ -27,7 +27,10 @@ def render_html(report: Mapping[str, Any]) -> str:
     dense = [layer for layer in report["layers"] if layer["scheme"] == "dense"]
     template = environment.get_template("report.html.j2")
     return template.render(
-        report=report, evaluations=list(zip(report["evaluations"], charts, strict=True)), factorized=factorized, dense=dense
+        report=report,
+        evaluations=list(zip(report["evaluations"], charts, strict=True)),
+        factorized=factorized,
+        dense=dense,
     )
 
 

@@ -56,7 +56,8 @@ def _speed(latency: Mapping[str, Any] | None) -> list[str]:
     else:
         word = f"{1 / ratio:.2f} times as fast" if ratio < 1 else f"slower: {ratio:.2f} times the time"
     return [
-        f"A batch of {latency['batch_size']} takes {ratio:.2f} of the original's time ({spread}; {latency['device']}): {word}."
+        f"A batch of {latency['batch_size']} takes {ratio:.2f} of the original's time "
+        f"({spread}; {latency['device']}): {word}."
     ]
 
 

@@ -128,7 +128,9 @@ def parse_eps(texts: Sequence[str], norm: Norm) -> tuple[float, ...]:
         try:
             eps = float(Fraction(text))
         except (ValueError, ZeroDivisionError) as error:
-            raise OptionError(f"--eps must be numbers like 8/255 or 0.03, got `{text}`", hint="--eps 8/255,4/255") from error
+            raise OptionError(
+                f"--eps must be numbers like 8/255 or 0.03, got `{text}`", hint="--eps 8/255,4/255"
+            ) from error
         _check_eps(eps, norm)
         radii.append(eps)
     return tuple(radii)

@@ -16,7 +16,9 @@ def find_doubts(models: Sequence[ModelOutcome]) -> tuple[Finding, ...]:
     images = len(models[0].clean)
     if images < FEW_IMAGES:
         findings.append(
-            Finding("inconclusive", f"{images} images give wide intervals; a one-point claim needs {FEW_IMAGES} or more")
+            Finding(
+                "inconclusive", f"{images} images give wide intervals; a one-point claim needs {FEW_IMAGES} or more"
+            )
         )
     for model in models:
         findings += _weaker_beats_pgd(model)
@@ -39,8 +41,11 @@ def _weaker_beats_pgd(model: ModelOutcome) -> list[Finding]:
         )
         if count:
             findings.append(
-                Finding("unreliable", f"{name} breaks {count} images of the {model.role} model that PGD does not: "
-                        "PGD is too weak, robustness is overestimated")  # fmt: skip
+                Finding(
+                    "unreliable",
+                    f"{name} breaks {count} images of the {model.role} model that PGD does not: "
+                    "PGD is too weak, robustness is overestimated",
+                )
             )
     return findings
 

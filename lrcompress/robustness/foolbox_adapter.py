@@ -76,10 +76,10 @@ def run_attack(
     Raises:
         EvaluationError: if the attack left the ball or the range of pixels; the figures would be void.
     """
-    import foolbox
+    from foolbox.models.pytorch import PyTorchModel
 
     device = images.device
-    wrapped = foolbox.PyTorchModel(model, bounds=(0.0, 1.0), device=device)
+    wrapped = PyTorchModel(model, bounds=(0.0, 1.0), device=device)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(seed)

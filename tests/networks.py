@@ -51,8 +51,8 @@ def matrix_with_spectrum(sigma: list[float], m: int, n: int, *, seed: int = 0) -
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """Returns ‖actual − expected‖/‖expected‖ in float64."""
-    difference = (actual.double() - expected.double()).norm()
-    return float(difference / expected.double().norm())
+    actual, expected = actual.detach().double(), expected.detach().double()
+    return float((actual - expected).norm() / expected.norm())
 
 
 def tiny_mlp(*, seed: int = 0, norm: bool = False) -> nn.Sequential:

@@ -44,10 +44,9 @@ def load(path: str | Path, *, pixels: bool = False, arch: str | None = None, dev
 def is_artifact(path: Path) -> bool:
     """Whether the file is a safetensors file with a manifest of this program."""
     try:
-        read_manifest(path)
+        return METADATA_KEY in _read_metadata(path)
     except ArtifactError:
         return False
-    return True
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -56,8 +55,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: if the file is missing, damaged, or no artifact.
     """
-    with _open(path) as file:
-        metadata = file.metadata() or {}
+    metadata = _read_metadata(path)
     if METADATA_KEY not in metadata:
         raise ArtifactError(
             f"`{path}` is a safetensors file, but not one that lrcompress wrote",
@@ -79,8 +77,7 @@ def load_artifact(path: Path, *, arch: str | None = None) -> LoadedArtifact:
     _replace_layers_(model, manifest, path)
     stored = read_tensors(path)
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
-    for name, original in manifest.shared.items():
-        tensors[name] = tensors[original]
+    tensors |= {name: tensors[original] for name, original in manifest.shared.items() if original in tensors}
     expected = model.state_dict()
     wrong = sorted(set(expected) ^ set(tensors)) or sorted(k for k in expected if expected[k].shape != tensors[k].shape)
     if wrong:
@@ -91,6 +88,11 @@ def load_artifact(path: Path, *, arch: str | None = None) -> LoadedArtifact:
         )
     model.load_state_dict(tensors, strict=True)
     return LoadedArtifact(model.eval(), manifest)
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    with _open(path) as file:
+        return file.metadata() or {}
 
 
 def _open(path: Path) -> Any:

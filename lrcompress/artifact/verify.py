@@ -67,9 +67,10 @@ def _check_errors(model: nn.Module, original: nn.Module, manifest: Manifest) -> 
     """Measures ‖W − W_r‖_F/‖W‖_F from the two files; without fine-tuning it must also be within the tolerance."""
     worst = 0.0
     for record in manifest.layers:
-        layer = model.get_submodule(record.name)
-        if not isinstance(layer, (LowRankLinear, LowRankConv2d)):
+        if record.scheme == "dense":
             continue
+        layer = model.get_submodule(record.name)
+        assert isinstance(layer, LowRankLinear | LowRankConv2d)  # what loading puts there
         dense = original.get_submodule(record.name)
         if not is_matrix_layer(dense) or record.relative_error is None:
             return Check("errors", False, f"`{record.name}` is not the layer that was factorised")

@@ -16,8 +16,8 @@ from lrcompress.checkpoint.fingerprint import (
     load_table,
 )
 from lrcompress.checkpoint.match import describe_mismatch, match_by_order, matches
-from lrcompress.checkpoint.read import file_sha256, read_checkpoint, read_config
-from lrcompress.checkpoint.state import StateDict, check_finite, find_state_dict, prefix_variants
+from lrcompress.checkpoint.read import file_sha256, is_safetensors, read_checkpoint, read_config
+from lrcompress.checkpoint.state import StateDict, check_finite, find_state_dict, prefix_variants, read_preprocessing
 from lrcompress.errors import ArchitectureError, CheckpointError
 from lrcompress.models import (
     Architecture,
@@ -128,7 +128,9 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
     options = options or LoadOptions()
     file, state = _read(source, options)
     check_finite(state.tensors, source)
-    choice = _choose_by_order(state, options, file) if options.match_by_order else _choose(state, options, source)
+    choice = (
+        _choose_by_order(state, options, file, source) if options.match_by_order else _choose(state, options, source)
+    )
     model = build_model(choice.architecture)
     tensors = match_by_order(model, choice.tensors, source) if options.match_by_order else choice.tensors
     _fill_(model, tensors, choice)
@@ -186,21 +188,18 @@ def _weights_in(folder: Path) -> Path:
 def _with_config(state: StateDict, config: Mapping[str, Any]) -> StateDict:
     """Returns the state with the values of a timm config.json."""
     name = config.get("architecture")
-    arguments = dict(config.get("model_args") or {})
+    given = config.get("model_args")
+    arguments = dict(given) if isinstance(given, Mapping) else {}
     if isinstance(config.get("num_classes"), int):
         arguments["num_classes"] = config["num_classes"]
-    preprocessing = {**config, **(config.get("pretrained_cfg") or {})}
+    pretrained = config.get("pretrained_cfg")
+    preprocessing = read_preprocessing({**config, **(pretrained if isinstance(pretrained, Mapping) else {})})
     return StateDict(state.tensors, state.wrapper, name if isinstance(name, str) else None, arguments, preprocessing)
 
 
 def _choose(state: StateDict, options: LoadOptions, source: str) -> _Choice:
     variants = list(prefix_variants(state.tensors))
-    named = options.arch or state.architecture
-    if options.arch is None and named is not None and is_custom_name(named):
-        # Never followed: a checkpoint must not be able to name code that is then run.
-        raise ArchitectureError(
-            f"`{source}` says that it is built by `{named}`, code that is not run unasked", hint=f"--arch {named}"
-        )
+    named = options.arch or _name_in_file(state, source)
     if named is not None:
         chosen_by = "--arch" if options.arch else "the file"
         arguments = {**(state.arguments if state.architecture in (None, named) else {}), **options.arch_arguments}
@@ -216,6 +215,23 @@ def _choose(state: StateDict, options: LoadOptions, source: str) -> _Choice:
             architecture = parse_name(labels[0], {**arguments, **options.arch_arguments})
             return _Choice(architecture, tensors, prefix, "fingerprint", tuple(labels))
     raise _no_architecture(variants, source)
+
+
+def _name_in_file(state: StateDict, source: str) -> str | None:
+    """Returns the architecture the file names; None if its word names none, as timm's saver may write a class instead."""
+    named = state.architecture
+    if named is None:
+        return None
+    if is_custom_name(named):
+        # Never followed: a checkpoint must not be able to name code that is then run.
+        raise ArchitectureError(
+            f"`{source}` says that it is built by `{named}`, code that is not run unasked", hint=f"--arch {named}"
+        )
+    try:
+        parse_name(named)
+    except ArchitectureError:
+        return None
+    return named
 
 
 def _no_architecture(variants: list[tuple[str, dict[str, Tensor]]], source: str) -> ArchitectureError:
@@ -250,7 +266,7 @@ def _choose_named(
             plain = parse_name(label)
         except ArchitectureError:
             if first is None and label == names[-1]:
-                raise
+                parse_name(name)  # raises, with the name as the user wrote it
             continue
         for prefix, tensors in variants:
             architecture = Architecture(plain.framework, plain.name, {**_read_arguments(plain, tensors), **arguments})
@@ -274,13 +290,13 @@ def _hint_for_name(architecture: Architecture) -> str:
     return f"similar names: {', '.join(others)}; model arguments go to --arch-arg KEY=VALUE"
 
 
-def _choose_by_order(state: StateDict, options: LoadOptions, file: Path) -> _Choice:
-    name = options.arch or state.architecture
-    if name is None or (options.arch is None and is_custom_name(name)):
+def _choose_by_order(state: StateDict, options: LoadOptions, file: Path, source: str) -> _Choice:
+    name = options.arch or _name_in_file(state, source)
+    if name is None:
         raise ArchitectureError(
             "--match-by-order needs to know the architecture", hint="name it with --arch, for example --arch resnet50"
         )
-    if file.suffix == ".safetensors":
+    if is_safetensors(file):
         raise CheckpointError(
             f"`{file}` keeps its tensors in alphabetical order, not in the network's",
             hint="match by order from the original torch file",

@@ -68,7 +68,7 @@ def main() -> None:
                 print(f"left out {framework}/{name}: {str(error).splitlines()[0]}", file=sys.stderr)
     # One line an architecture, so that the table's history can be read.
     lines = [f"{json.dumps(label)}: {json.dumps(entry)}" for label, entry in sorted(entries.items())]
-    versions = {name: metadata.version(name) for name in ("timm", "torchvision")}
+    versions = {name: metadata.version(name).partition("+")[0] for name in ("timm", "torchvision")}
     body = ",\n".join(lines)
     output.write_text(f'{{"made_for": {json.dumps(versions)},\n"architectures": {{\n{body}\n}}}}\n')
     print(f"{len(entries)} architectures → {output}", file=sys.stderr)

@@ -18,11 +18,18 @@ from lrcompress.errors import CheckpointError
 
 # Where pickle finds the functions that rebuild NumPy's values, without naming NumPy's private modules.
 SCALAR, RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
+
+
+def _read_defaultdict(_default: Any = None) -> dict[Any, Any]:
+    """Stands in for `defaultdict`, which torch's safe reader makes but does not fill."""
+    return {}
+
+
 # What real timm, torchvision and PyTorch-example training checkpoints hold besides tensors. Nothing here can run code.
 ALLOWED_GLOBALS = [
     argparse.Namespace,
     collections.OrderedDict,
-    collections.defaultdict,
+    (_read_defaultdict, "collections.defaultdict"),
     dict,
     int,
     float,
@@ -79,9 +86,9 @@ def read_checkpoint(path: Path) -> Any:
         return _read_torch_zip(path)
     if start.startswith(b"PK\x03\x04"):
         raise CheckpointError(f"`{path}` is a torch file that is cut short", hint="copy or download the file again")
-    if len(start) > 8 and start[8:9] == b"{":
+    if is_safetensors(path):
         return _read_safetensors(path, size, struct.unpack("<Q", start[:8])[0])
-    if start[:1] == b"\x80" or _looks_like_tar(path):
+    if start[:1] == b"\x80":
         return _read_torch(path)
     raise CheckpointError(
         f"`{path}` is neither a torch nor a safetensors file",
@@ -89,10 +96,10 @@ def read_checkpoint(path: Path) -> Any:
     )
 
 
-def _looks_like_tar(path: Path) -> bool:
-    import tarfile
-
-    return tarfile.is_tarfile(path)
+def is_safetensors(path: Path) -> bool:
+    """Whether the content looks like a safetensors file, whatever its name; such a file has lost its tensors' order."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path, size: int, header: int) -> dict[str, torch.Tensor]:
@@ -112,8 +119,13 @@ def _read_safetensors(path: Path, size: int, header: int) -> dict[str, torch.Ten
 
 
 def _read_torch_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        names = {name.rsplit("/", 1)[-1] for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rsplit("/", 1)[-1] for name in archive.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` is a damaged torch file: {error}", hint="copy or download the file again"
+        ) from error
     if "constants.pkl" in names:
         raise CheckpointError(
             f"`{path}` is a TorchScript archive, which holds a program",
@@ -126,8 +138,9 @@ def _read_torch_zip(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(ALLOWED_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Opened here: given a path, torch would go by its name.
+        with path.open("rb") as file, torch.serialization.safe_globals(ALLOWED_GLOBALS):
+            return torch.load(file, map_location="cpu", weights_only=True)
     # torch.load raises nearly anything on damaged files (EOFError, RuntimeError, UnpicklingError, KeyError, …).
     except Exception as error:
         blocked = _blocked_globals(path, str(error))
@@ -136,10 +149,15 @@ def _read_torch(path: Path) -> Any:
                 f"`{path}` holds pickled objects, which could run code when read: {', '.join(blocked)}",
                 hint=SAVE_HINT,
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"`{path}` is a damaged torch file: {reason}", hint="copy or download the file again"
+            f"`{path}` is a damaged torch file: {_reason(error)}", hint="copy or download the file again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # torch puts its advice to read the file without precautions before the reason.
+    lines = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _blocked_globals(path: Path, message: str) -> list[str]:
@@ -149,7 +167,7 @@ def _blocked_globals(path: Path, message: str) -> list[str]:
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     # The scan knows zip files only; for legacy files the message of the refusal names the first one.
     except Exception:
-        return re.findall(r"(?:GLOBAL|global|class) `?([\w.]+\.[\w.]+)`?", message)[:1]
+        return re.findall(r"GLOBAL ([\w.]+)", message)[:1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -73,10 +73,27 @@ def prefix_variants(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[s
     """Yields (removed prefix, tensors): first as they are, then with one more wrapper's prefix stripped each time."""
     removed, current = "", dict(tensors)
     yield removed, current
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in current)), None):
+    while current and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in current)), None)):
         removed += prefix
         current = {key.removeprefix(prefix): value for key, value in current.items()}
         yield removed, current
+
+
+def read_preprocessing(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns what is input size and statistics among the values of a training script or a configuration.
+
+    Scripts leave them empty (timm's `--interpolation ''`) or call other things by these names.
+    """
+    found: dict[str, Any] = {}
+    for key in ("input_size", "mean", "std"):
+        value = values.get(key)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
+            found[key] = tuple(value)
+    if isinstance(values.get("crop_pct"), (int, float)):
+        found["crop_pct"] = float(values["crop_pct"])
+    if isinstance(values.get("interpolation"), str) and values["interpolation"]:
+        found["interpolation"] = values["interpolation"]
+    return found
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: str) -> None:
@@ -105,10 +122,11 @@ def _metadata(content: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], d
     if isinstance(args, Mapping):
         values = {str(key): value for key, value in args.items()}
     name = content.get("arch") or values.get("model") or values.get("arch")
-    arguments = dict(values.get("model_kwargs") or {})
+    given = values.get("model_kwargs")
+    arguments = dict(given) if isinstance(given, Mapping) else {}
     for key in ("num_classes", "in_chans"):
         if isinstance(values.get(key), int):
             arguments.setdefault(key, values[key])
     if isinstance(values.get("img_size"), int) and not values.get("input_size"):
         values = values | {"input_size": (arguments.get("in_chans", 3), values["img_size"], values["img_size"])}
-    return (name if isinstance(name, str) and name else None), arguments, values
+    return (name if isinstance(name, str) and name else None), arguments, read_preprocessing(values)

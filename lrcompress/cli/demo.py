@@ -16,13 +16,14 @@ from lrcompress.errors import OptionError, OutputError
 if TYPE_CHECKING:
     from lrcompress.pipeline import Observer
 
-FASHION = {
-    "tol": 0.2,
-    "epochs": 20,
+FASHION: dict[str, Any] = {
+    "tol": 0.15,
+    "max_rank": 36,
+    "epochs": 15,
     "lr": 2e-3,
     "beta": 0.01,
-    "attacked_images": 500,
 }
+ATTACKED_IMAGES = 500
 IMAGENET_TOL = 0.2
 
 
@@ -81,16 +82,16 @@ def _fashion(output: Path, observer: "Observer") -> dict[str, Any]:
     with resources.as_file(resources.files("lrcompress") / "assets" / "fashion_mnist") as assets:
         shutil.copytree(assets, output / "fashion_mnist")
     checkpoint, data = output / "fashion_mnist" / "resnet.pt", output / "fashion_mnist"
-    training = DlrtOptions(tol=FASHION["tol"], epochs=FASHION["epochs"], lr=FASHION["lr"], beta=FASHION["beta"])
+    training = DlrtOptions(**FASHION)
     artifact = output / "fashion.safetensors"
     command = (
-        f"lrcompress compress {checkpoint} --tol {training.tol} --data {data} --epochs {training.epochs} "
-        f"--lr {training.lr} --beta {training.beta} -o {artifact}"
+        f"lrcompress compress {checkpoint} --tol {training.tol} --max-rank {training.max_rank} --data {data} "
+        f"--epochs {training.epochs} --lr {training.lr} --beta {training.beta} -o {artifact}"
     )
     observer.on_stage(f"$ {command}")
     options = CompressOptions(tol=training.tol, data=str(data), training=training, command=command)
     compress(str(checkpoint), artifact, options, observer=observer)
-    samples = FASHION["attacked_images"]
+    samples = ATTACKED_IMAGES
     command = f"lrcompress attack {artifact} --pgd --samples {samples} --data {data}"
     observer.on_stage(f"$ {command}")
     settings = AttackSettings(attacks=("noise", "fgsm", "pgd"))

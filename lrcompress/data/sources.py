@@ -72,7 +72,8 @@ def open_images(
 ) -> ImageSet:
     """Returns the images of one split, resized and cropped to the input of a network, in [0, 1].
 
-    A source with a single split is divided: 10 % of its images, always the same ones, are its test split.
+    A folder with a single split is divided: 10 % of its images, always the same ones, are its test split. The 20 images
+    of `samples/…` are the same for both splits; they are there to look at a network, not to train it.
 
     Args:
         source: what the user wrote after `--data`, see `describe_sources`.
@@ -91,7 +92,12 @@ def open_images(
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise DataError(f"no data at `{source}`", hint=f"--data takes {describe_sources()}")
-    if (pair := find_idx_files(folder, split)) is not None:
+    pair, other = find_idx_files(folder, split), find_idx_files(folder, "test" if split == "train" else "train")
+    if pair is None and other is not None:
+        raise DataError(
+            f"`{folder}` has `{other[0].name}` but no idx files of a {split} split", hint="put all four files there"
+        )
+    if pair is not None:
         dataset = IdxImages(*pair, channels=input_size[0], size=input_size[1:])
         names = tuple(str(label) for label in range(int(dataset.labels.max()) + 1))
         return ImageSet(dataset, names, f"{source} ({split} split)")

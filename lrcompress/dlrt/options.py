@@ -47,7 +47,7 @@ class DlrtOptions:
     min_rank: int = 1
     max_rank: int | None = None
     held_out: float = 0.1
-    distill: float = 0.9
+    distill: float = 0.0
     crop: int = 2
     flip: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrcompress.data import ImageSet, iterate_batches, random_crop_and_flip, split_held_out
 from lrcompress.dlrt.cycle import augment_, largest_rank, truncate_
 from lrcompress.dlrt.options import DlrtOptions
-from lrcompress.errors import DataError, TrainingError
+from lrcompress.errors import DataError, EvaluationError, OptionError, TrainingError
 from lrcompress.linalg import conditioning_penalty
 from lrcompress.measure import measure_accuracy
 from lrcompress.nn import count_shipped_parameters, factored_layers
@@ -90,16 +90,19 @@ def fine_tune_(
         model: takes images in [0, 1]; its factored layers are trained in U, S, V, all else as it is.
         images: training images; a part of them is held out to choose the best state.
         options: the settings.
-        teacher: the uncompressed model in eval mode, taking images in [0, 1]; without one nothing is distilled.
+        teacher: the uncompressed model in eval mode, taking images in [0, 1]; needed if `options.distill` is positive.
         on_progress: called after each step.
 
     Raises:
+        OptionError: if there is nobody to distil from.
         TrainingError: if the loss becomes NaN or infinite.
         DataError: if there are too few images for one batch.
     """
     rest, held_out = split_held_out(images, fraction=options.held_out, seed=options.seed)
     if len(rest) < 2:
         raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
+    if options.distill > 0 and teacher is None:
+        raise OptionError("distillation needs the uncompressed model", hint="pass teacher=, or distill=0")
     return _Run(model, rest, held_out, options, teacher, on_progress).run()
 
 
@@ -129,6 +132,7 @@ class _Run:
         self.step, self.position = 0, 0
         self.retained: dict[str, int] = {}
         self.log: list[EpochRecord] = []
+        self.parameters = count_shipped_parameters(model)
         self.best: dict[str, Any] = {}
         self.best_epoch, self.best_accuracy = 0, -1.0
 
@@ -251,7 +255,10 @@ class _Run:
                 truncate_({"": layer}, torch.optim.AdamW([layer.S]), self.options)
 
     def _evaluate(self, *, epoch: int, loss: float | None) -> None:
-        accuracy = measure_accuracy(self.model, self.held_out)
+        try:
+            accuracy = measure_accuracy(self.model, self.held_out)
+        except EvaluationError as error:  # the last step of an epoch may have made the weights infinite
+            raise self._diverged("the network's answers are not finite") from error
         frozen = self.step > self.frozen_from
         ranks = {name: layer.rank for name, layer in self.layers.items()}
         parameters = count_shipped_parameters(self.model)
@@ -268,7 +275,10 @@ class _Run:
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.steps - warm_up)))
 
     def _report(self, epoch: int, loss: float) -> None:
-        ranks = [layer.rank for layer in self.layers.values()]
+        # Ranks and size as of the last truncation: between truncations the bases are up to twice as wide.
+        ranks = [self.retained.get(name, layer.rank) for name, layer in self.layers.items()]
+        if not self.retained:
+            self.parameters = count_shipped_parameters(self.model)
         self.on_progress(
             TrainingProgress(
                 step=self.step,
@@ -278,7 +288,7 @@ class _Run:
                 loss=loss,
                 held_out_accuracy=self.log[-1].held_out_accuracy,
                 mean_rank=sum(ranks) / max(1, len(ranks)),
-                parameters=count_shipped_parameters(self.model),
+                parameters=self.parameters,
             )
         )
 

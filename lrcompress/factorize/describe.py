@@ -25,10 +25,11 @@ def describe_layers(
     """
     records = []
     for layer in plan.layers:
-        module = compressed.get_submodule(layer.name)
-        if not isinstance(module, (LowRankLinear, LowRankConv2d)):
+        if layer.scheme == "dense":
             records.append(LayerRecord(layer.name, layer.kind, layer.dense_shape, "dense", reason=layer.reason))
             continue
+        module = compressed.get_submodule(layer.name)
+        assert isinstance(module, LowRankLinear | LowRankConv2d)  # what fold_ makes of every other scheme
         original = dense.get_submodule(layer.name)
         assert is_matrix_layer(original)  # only such layers are replaced
         weight, sigma = dense_matrix(original).double(), _spectrum(module)

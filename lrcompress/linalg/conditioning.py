@@ -42,7 +42,7 @@ def conditioning_penalty(core: Float[Tensor, "r s"], *, scale_free: bool) -> Flo
         alpha_sq = gram.trace() / gram.shape[0]
         deviation = gram - alpha_sq * identity
         # Below this R is rounding noise of the Gram matrix, and its direction random: no gradient there.
-        floor = (8 * torch.finfo(gram.dtype).eps * gram.shape[0] ** 0.5 * alpha_sq.detach()) ** 2
+        floor = (8 * torch.finfo(gram.dtype).eps * gram.shape[0] ** 0.5 * alpha_sq) ** 2
         squared = deviation.square().sum()
         penalty = torch.where(squared > floor, squared, 1.0).sqrt() * (squared > floor)
         if not scale_free:

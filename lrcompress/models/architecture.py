@@ -22,7 +22,15 @@ from lrcompress.nn import ConvGeometry
 
 # Arguments of timm's and torchvision's factories that fetch or read files: names in a checkpoint must not reach them.
 NOT_TAKEN = frozenset(
-    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+    {
+        "weights",
+        "weights_backbone",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+    }
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -133,18 +141,10 @@ def default_preprocessing(architecture: Architecture, model: nn.Module) -> Prepr
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if architecture.framework == "torchvision":
         size = 299 if architecture.name == "inception_v3" else 224
-        base = Preprocessing((3, size, size), # Arguments of timm's and torchvision's factories that fetch or read files: names in a checkpoint must not reach them.
-NOT_TAKEN = frozenset(
-    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-)
-IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "torchvision's defaults")
+        base = Preprocessing((3, size, size), IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "torchvision's defaults")
         return base.for_channels(channels)
     if isinstance(config, Mapping) and config.get("input_size"):
-        base = Preprocessing((3, 224, 224), # Arguments of timm's and torchvision's factories that fetch or read files: names in a checkpoint must not reach them.
-NOT_TAKEN = frozenset(
-    {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
-)
-IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "timm's defaults")
+        base = Preprocessing((3, 224, 224), IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear", "timm's defaults")
         preprocessing = base.updated(f"timm's configuration of {architecture.name}", config).for_channels(channels)
         size = _image_size(architecture)
         return preprocessing if size is None else preprocessing.updated("--arch-arg", {"input_size": (channels, *size)})

@@ -1,5 +1,6 @@
 """Which layers of a network hold weight matrices, and which of them may be factorised."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -10,24 +11,24 @@ from lrcompress.nn import is_matrix_layer
 
 @dataclass(frozen=True)
 class Candidate:
-    """A module with a weight of two or more dimensions.
+    """A parameter of two or more dimensions: a layer's weight, or one that a module reads directly.
 
     Attributes:
-        name: of the module in the network.
+        name: of the module in the network; of the parameter if it is not called "weight".
         module: the module.
         reason: why it stays dense whatever its spectrum, "" if it may be factorised.
+        parameter: the parameter's name in the module.
     """
 
     name: str
     module: nn.Module
     reason: str
+    parameter: str = "weight"
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
         """The shape of the module's weight."""
-        weight = self.module.weight
-        assert isinstance(weight, nn.Parameter)  # what makes it a candidate
-        return tuple(weight.shape)
+        return tuple(self.module.get_parameter(self.parameter).shape)
 
 
 def find_layers(
@@ -37,7 +38,7 @@ def find_layers(
     include_first: bool = False,
     include_classifier: bool = False,
 ) -> list[Candidate]:
-    """Returns every module that holds a weight matrix, in the network's order.
+    """Returns everything in the network that holds a matrix of weights, in its order.
 
     Which modules are really called is probed with one black image: a parent that reads a layer's weight without
     calling the layer would not notice that it had been replaced.
@@ -48,18 +49,23 @@ def find_layers(
         include_first: whether the first layer of the forward pass may be factorised.
         include_classifier: whether the last layer of the forward pass may be factorised.
     """
-    calls = _called_layers(model, input_size)
+    calls, classifiers = _called_layers(model, input_size)
     fixed: dict[str, str] = {}
-    if calls and not include_classifier:
-        fixed[calls[-1]] = "the classifier stays dense (--include-classifier)"
+    if not include_classifier:
+        fixed |= dict.fromkeys(classifiers, "the classifier stays dense (--include-classifier)")
     if calls and not include_first:
         fixed[calls[0]] = "the first layer stays dense (--include-first)"
     sharers = _names_by_weight(model)
     found = []
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
-            others = [other for other in sharers[id(weight)] if other != name]
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2:
+                continue
+            if key != "weight":
+                path = f"{name}.{key}".lstrip(".")
+                found.append(Candidate(path, module, f"a parameter that {type(module).__name__} reads directly", key))
+                continue
+            others = [other for other in sharers[id(parameter)] if other != name]
             reason = fixed.get(name) or _structural_reason(name, module, calls, others)
             found.append(Candidate(name, module, reason))
     return found
@@ -68,6 +74,8 @@ def find_layers(
 def _structural_reason(name: str, module: nn.Module, calls: list[str], sharers: list[str]) -> str:
     if not is_matrix_layer(module):
         return _kind_reason(module)
+    if not name:
+        return "the network is this one layer"
     if name not in calls:
         return "never called by the forward pass: unused, or its weight is read directly by its parent"
     if sharers:
@@ -92,21 +100,28 @@ def _names_by_weight(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> list[str]:
-    """Returns the names of the modules with a weight matrix that one forward pass calls, in the order of first call."""
+def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[list[str], list[str]]:
+    """Returns the names of the modules with a weight matrix that one forward pass calls, and the classifiers of them.
+
+    Names are in the order of first call. Classifiers are the last ones that give as many values as there are logits:
+    distilled transformers have two.
+    """
     names = {id(module): name for name, module in model.named_modules()}
-    calls: dict[str, None] = {}
+    calls: dict[str, int] = {}
 
     def record(module: nn.Module, _: object, __: object) -> None:
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
-            calls.setdefault(names[id(module)])
+            calls.setdefault(names[id(module)], weight.shape[0])
 
     handle = torch.nn.modules.module.register_module_forward_hook(record)
+    was_training = model.training
     try:
         parameter = next(model.parameters())
         with torch.no_grad():
-            model(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
+            logits = model.eval()(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
     finally:
         handle.remove()
-    return list(calls)
+        model.train(was_training)
+    trailing = itertools.takewhile(lambda name: calls[name] == logits.shape[-1], reversed(calls))
+    return list(calls), list(trailing) or list(calls)[-1:]

@@ -141,13 +141,16 @@ def test_a_factory_that_gives_no_network_is_named(factory_file, suffix, said):
 
 
 def test_what_a_factory_raises_is_told_in_one_line(factory_file):
-    with pytest.raises(ArchitectureError, match="with width=3: width must be even$"):
+    with pytest.raises(ArchitectureError, match=r"with width=3: width must be even$"):
         build_model(parse_name(f"{factory_file}:refuses", {"width": 3}))
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("no/such/file.py:make", "no file `no/such/file.py`"), ("no_such_package:make", "cannot import `no_such_package`")],
+    [
+        ("no/such/file.py:make", "no file `no/such/file.py`"),
+        ("no_such_package:make", "cannot import `no_such_package`"),
+    ],
 )
 def test_a_factory_that_does_not_exist_is_named(name, said):
     with pytest.raises(ArchitectureError) as refused:

@@ -32,7 +32,12 @@ def test_an_update_takes_what_is_known_and_not_none():
     assert updated.mean == (0.5, 0.5, 0.5)
     assert updated.crop_pct == 1.0
     assert (updated.std, updated.input_size, updated.interpolation) == (COLOUR.std, COLOUR.input_size, "bicubic")
-    assert updated.origin == "elsewhere"
+    assert updated.origin == "the test; crop_pct, mean from elsewhere"
+
+
+def test_an_update_of_everything_takes_the_origin_of_its_values():
+    new = Preprocessing((1, 28, 28), (0.5,), (0.25,), 1.0, "bilinear", "elsewhere")
+    assert COLOUR.updated("elsewhere", new.to_json()) == new
 
 
 @pytest.mark.parametrize("values", [{}, {"mean": None}, {"classifier": "fc"}])

@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from networks import CONVOLUTIONS, LINEAR_LAYERS, relative_difference
 from torch import nn
 
@@ -50,7 +49,16 @@ def test_what_parents_ask_a_layer_for_is_answered_as_by_the_dense_layer():
     conv = nn.Conv2d(3, 8, 3, stride=2, padding=1, padding_mode="reflect")
     low_rank = low_rank_like(conv, 2)
     assert isinstance(low_rank, LowRankConv2d)
-    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"):
+    for name in (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    ):
         assert getattr(low_rank, name) == getattr(conv, name)
     linear = low_rank_like(nn.Linear(7, 5), 2)
     assert (linear.in_features, linear.out_features) == (7, 5)
@@ -59,7 +67,7 @@ def test_what_parents_ask_a_layer_for_is_answered_as_by_the_dense_layer():
 def test_the_dense_matrix_of_a_convolution_is_its_unfolding():
     conv = nn.Conv2d(3, 4, (2, 1), bias=False)
     x = torch.randn(1, 3, 5, 5)
-    product = dense_matrix(conv) @ F.unfold(x, (2, 1))[0]
+    product = dense_matrix(conv) @ nn.functional.unfold(x, (2, 1))[0]
     assert torch.allclose(product.reshape(1, 4, 4, 5), conv(x), atol=1e-6)
     assert not dense_matrix(conv).requires_grad
 

@@ -1,0 +1,185 @@
+"""Writes docs/results.md and the figures in README.md from the committed results: `python benchmarks/results_page.py`.
+
+With `--check` it writes nothing and fails if they are not what the results say.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from results import read_results
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- figures -->", "<!-- /figures -->"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def circumstances(part: dict[str, Any]) -> str:
+    where = part["circumstances"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    return f"{where['date']}, {where['machine']}, Python {where['python']}, {versions}."
+
+
+def compression_row(name: str, part: dict[str, Any]) -> list[str]:
+    low, high = part["interval_after"]
+    return [
+        name,
+        percent(1 - part["file_ratio"]),
+        percent(part["removed"]["parameters"]),
+        percent(part["removed"]["macs"]),
+        percent(part["clean_before"], 2),
+        f"{percent(part['clean_after'], 2)} [{100 * low:.1f}, {100 * high:.1f}]",
+        f"{-part['drop']:+.2f}",
+        f"{part['images']:,}",
+    ]
+
+
+HEADER = ["network", "file smaller by", "parameters removed", "MACs removed", "clean before", "clean after [95 %]",
+          "points", "test images"]  # fmt: skip
+
+
+def attack_table(part: dict[str, Any]) -> str:
+    attack = part["attack"]
+    rows = []
+    for index, row in enumerate(attack["worst"]["compressed"]):
+        cells = [attack["worst"][role][index] for role in ("baseline", "compressed")]
+        shown = [
+            f"{percent(cell['accuracy'])} [{100 * cell['interval'][0]:.1f}, {100 * cell['interval'][1]:.1f}]"
+            for cell in cells
+        ]
+        rows.append([f"{round(row['eps'] * 255)}/255", *shown])
+    settings = attack["settings"]
+    strength = f"worst case of {', '.join(settings['attacks'])}; PGD with {settings['steps']} steps and {settings['restarts']} restart"
+    doubts = "".join(f"\n\n{finding['severity'].upper()}: {finding['message']}." for finding in attack["findings"])
+    head = f"`{attack['command']}`: {attack['images']:,} images, ℓ∞, seed {attack['seed']}, {strength}."
+    return f"{head}\n\n{table(['ε', 'uncompressed', 'compressed'], rows)}{doubts}"
+
+
+def results_page() -> str:
+    parts = read_results("main_job")
+    demo, fashion, exact, start = (parts[name] for name in ("demo", "fashion", "exactness", "start"))
+    rows = [
+        [label, str(row["layers_factorized"]), f"{row['relative_error']:.1e}", "yes" if row["reloaded_equal"] else "NO"]
+        for label, row in exact.items()
+        if label != "circumstances"
+    ]
+    recipe = fashion["recipe"]["fine_tuning"]
+    dense = fashion["dense_training"]
+    imagenet = demo["imagenet"]
+    return f"""# Results
+
+Made from `benchmarks/results/*.json` by `python benchmarks/results_page.py`. All figures count the whole model: biases,
+norms and dense layers included. Intervals are Wilson's at 95 % and cover the choice of images only, not the training seed:
+every row is one run with seed 0.
+
+## The demo
+
+`python benchmarks/main_job.py demo`: {demo["seconds"]:.0f} seconds in all.
+
+{
+        table(
+            HEADER,
+            [
+                compression_row(
+                    "ResNet, 1.2 M parameters, Fashion-MNIST (7,000 training images), DLRT", demo["fashion"]
+                ),
+                compression_row(
+                    "EfficientNet-Lite0, ImageNet weights, no data, τ = " + str(imagenet["recipe"]["guaranteed_tol"]),
+                    imagenet,
+                ),
+            ],
+        )
+    }
+
+The first network is attacked too. {attack_table(demo["fashion"])}
+
+The second row is a poor result, and it stands here as it is: a compact network has hardly any singular values to spare, and
+without data a larger tolerance costs accuracy at once. 20 images say little about its accuracy.
+
+{circumstances(demo)}
+
+## Fashion-MNIST, all images
+
+`python benchmarks/train_networks.py vgg11_bn --data DIR` trains the dense network (VGG11 with batch norm,
+{dense["parameters"]:,} parameters, {dense["recipe"]["epochs"]} epochs, seed {
+        dense["seed"]
+    }); `python benchmarks/main_job.py
+fashion --data DIR` compresses it on the 60,000 training images, of which {
+        recipe["held_out_images"]:,} are held out, and
+measures on the 10,000 test images.
+
+{table(HEADER, [compression_row("VGG11-BN, DLRT", fashion)])}
+
+`{fashion["command"]}`
+
+{fashion["paired"]["lost"]} test images were lost and {fashion["paired"]["gained"]} gained (exact McNemar
+p = {fashion["paired"]["p_value"]:.2g}). Compressing took {fashion["seconds"] / 60:.0f} minutes. A batch of
+{fashion["latency"]["batch_size"]} takes {fashion["latency"]["ratio"]:.2f} of the dense network's time (middle half of
+{fashion["latency"]["rounds"]} rounds: {fashion["latency"]["ratio_quartiles"][0]:.2f} to {
+        fashion["latency"]["ratio_quartiles"][1]:.2f}).
+
+{attack_table(fashion)}
+
+{circumstances(fashion)}
+
+## Exactness
+
+`python benchmarks/main_job.py exactness`: every layer that may be factorised is, at full rank, with random weights;
+relative error of the logits in float32, and whether the logits are the same, bit for bit, after saving and loading.
+
+{table(["architecture", "layers", "relative error", "equal after loading"], rows)}
+
+{circumstances(exact)}
+
+## Start
+
+`python benchmarks/main_job.py start`: `lrcompress --help` takes {
+        start["ratio"]:.2f} times as long as `import typer, rich`
+(median of {start["rounds"]} pairs; {start["help_seconds"]:.2f} and {start["import_seconds"]:.2f} s).
+
+{circumstances(start)}
+"""
+
+
+def readme_figures() -> str:
+    parts = read_results("main_job")
+    demo, fashion = parts["demo"], parts["fashion"]
+    rows = [
+        compression_row("VGG11-BN, 9.5 M parameters, all of Fashion-MNIST", fashion),
+        compression_row("ResNet, 1.2 M parameters, the demo's 7,000 images", demo["fashion"]),
+        compression_row("EfficientNet-Lite0, ImageNet, without data", demo["imagenet"]),
+    ]
+    return f"{START}\n{table(HEADER, rows)}\n{END}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    readme = (ROOT / "README.md").read_text()
+    before, rest = readme.split(START)
+    pages = {
+        ROOT / "docs" / "results.md": results_page(),
+        ROOT / "README.md": before + readme_figures() + rest.split(END)[1],
+    }
+    stale = [path.name for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if check and stale:
+        sys.exit(f"not what the results say: {', '.join(stale)}; run python benchmarks/results_page.py")
+    if not check:
+        for path, text in pages.items():
+            path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+import json
+import struct
+
+import pytest
+import torch
+from artifacts import compressed, save
+from networks import tiny_mlp
+from safetensors.torch import save_file
+from torch import nn
+
+from lrcompress.artifact import is_artifact, load, load_artifact, read_manifest
+from lrcompress.errors import ArchitectureError, ArtifactError
+from lrcompress.models import Architecture
+
+SIZE = (3, 4, 4)
+# The same network as `tiny_mlp`, and a mark of having been run.
+FACTORY = """
+from pathlib import Path
+from torch import nn
+
+Path(__file__).with_name("marker").touch()
+
+def build(width=40):
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, width), nn.Identity(), nn.ReLU(), nn.Linear(width, 24), nn.ReLU(),
+                         nn.Linear(24, 4))
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    """An artifact of a network of one's own: its path, its factory and the model in memory."""
+    (tmp_path / "net.py").write_text(FACTORY)
+    factory = f"{tmp_path / 'net.py'}:build"
+    model, manifest = compressed(tiny_mlp(), Architecture("custom", factory), SIZE)
+    save(tmp_path / "out.safetensors", model, manifest)
+    (tmp_path / "marker").unlink()
+    return tmp_path / "out.safetensors", factory, model
+
+
+def rewrite(path, change):
+    """Changes the manifest of a file by hand."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    manifest = json.loads(header["__metadata__"]["lrcompress"])
+    change(manifest)
+    header["__metadata__"]["lrcompress"] = json.dumps(manifest)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def test_ones_own_factory_is_never_run_unasked(made):
+    path, factory, _ = made
+    with pytest.raises(ArtifactError, match="code that is not run unasked") as refused:
+        load(path)
+    assert refused.value.hint == f"--arch {factory}"
+    assert not (path.parent / "marker").exists()
+    assert read_manifest(path).architecture.name == factory
+    assert not (path.parent / "marker").exists()
+
+
+def test_ones_own_factory_is_run_where_it_is_named(made):
+    path, factory, model = made
+    images = torch.rand(2, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(load(path, arch=factory)(images), model(images))
+    assert (path.parent / "marker").exists()
+
+
+def test_the_factory_may_have_moved(made):
+    path, _, model = made
+    (path.parent / "net.py").rename(path.parent / "moved.py")
+    images = torch.rand(2, *SIZE)
+    with torch.no_grad():
+        assert torch.equal(load(path, arch=f"{path.parent / 'moved.py'}:build")(images), model(images))
+
+
+def test_pixels_are_normalised_by_the_manifests_statistics(made):
+    path, factory, model = made
+    images = torch.rand(3, *SIZE)
+    mean, std = torch.tensor([0.25, 0.5, 0.75]), torch.tensor([0.5, 0.25, 0.125])
+    normalised = (images - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        assert torch.equal(load(path, arch=factory, pixels=True)(images), model(normalised))
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_the_model_is_in_eval_mode_throughout(made, pixels):
+    path, factory, _ = made
+    assert not any(module.training for module in load(path, arch=factory, pixels=pixels).modules())
+
+
+def test_the_model_can_be_trained_further(made):
+    path, factory, _ = made
+    model = load(path, arch=factory)
+    model(torch.rand(2, *SIZE)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert {type(module) for module in model.modules() if not list(module.children())} <= {
+        nn.Flatten, nn.Linear, nn.ReLU, nn.Identity
+    }  # fmt: skip
+
+
+def test_another_factory_that_does_not_fit_is_refused(made):
+    path, _, _ = made
+    (path.parent / "other.py").write_text(FACTORY.replace("width=40", "width=41"))
+    with pytest.raises(ArtifactError, match=r"factorises `1`, which is no such layer"):
+        load(path, arch=f"{path.parent / 'other.py'}:build")
+
+
+def test_a_framework_network_takes_no_other_name(tmp_path):
+    import timm
+
+    dense = timm.create_model("test_resnet", num_classes=3)
+    save(
+        tmp_path / "a.safetensors",
+        *compressed(dense, Architecture("timm", "test_resnet", {"num_classes": 3}), (3, 32, 32)),
+    )
+    with pytest.raises(ArchitectureError, match="--arch does not apply"):
+        load(tmp_path / "a.safetensors", arch="resnet18")
+
+
+FILES = {
+    "missing": None,
+    "empty": b"",
+    "text": b"no weights at all",
+    "random": torch.randint(0, 256, (4000,), generator=torch.Generator().manual_seed(0))
+    .to(torch.uint8)
+    .numpy()
+    .tobytes(),
+    "zeros": bytes(500),
+}
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES.keys())
+def test_what_is_no_artifact_is_refused(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert not is_artifact(path)
+    with pytest.raises(ArtifactError) as refused:
+        load(path)
+    assert str(path) in refused.value.message
+    assert refused.value.hint
+
+
+def test_a_folder_is_no_artifact(tmp_path):
+    assert not is_artifact(tmp_path)
+    with pytest.raises(ArtifactError):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.3, 0.7, 0.999])
+def test_a_file_that_is_cut_short_is_refused(made, keep):
+    path, factory, _ = made
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+        load(path, arch=factory)
+
+
+def test_a_foreign_safetensors_file_is_told_from_an_artifact(tmp_path, made):
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match="not one that lrcompress wrote") as refused:
+        load(tmp_path / "w.safetensors")
+    assert "lrcompress compress" in refused.value.hint
+    assert is_artifact(made[0])
+    assert not is_artifact(tmp_path / "w.safetensors")
+
+
+def set_rank(manifest):
+    next(layer for layer in manifest["layers"] if layer["name"] == "4")["rank"] = 5
+
+
+def drop_layer(manifest):
+    manifest["layers"] = [layer for layer in manifest["layers"] if layer["name"] != "4"]
+
+
+def rename_layer(manifest):
+    next(layer for layer in manifest["layers"] if layer["name"] == "4")["name"] = "5"
+
+
+DAMAGES = {
+    "future schema": (lambda m: m.update(schema=2), "has schema 2"),
+    "text as schema": (lambda m: m.update(schema="1"), "has schema 1"),
+    "no schema": (lambda m: m.pop("schema"), "damaged"),
+    "no architecture": (lambda m: m.pop("architecture"), "damaged"),
+    "an unknown field": (lambda m: m["architecture"].update(code="x"), "damaged"),
+    "no layers": (lambda m: m.update(layers=None), "damaged"),
+    "no preprocessing": (lambda m: m.update(preprocessing={}), "damaged"),
+    "another rank": (set_rank, "does not fit"),
+    "a layer less": (drop_layer, "does not fit"),
+    "a layer of another kind": (rename_layer, "no such layer"),
+    "a shared tensor that is not there": (lambda m: m.update(shared={"4.bias": "nowhere"}), ""),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_changed_manifest_is_refused(made, change, message):
+    path, factory, _ = made
+    rewrite(path, change)
+    with pytest.raises(ArtifactError, match=message) as refused:
+        load_artifact(path, arch=factory)
+    assert str(path) in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+def test_an_artifact_of_a_future_schema_is_still_an_artifact(made):
+    path, _, _ = made
+    rewrite(path, lambda manifest: manifest.update(schema=2))
+    assert is_artifact(path)
+    with pytest.raises(ArtifactError) as refused:
+        read_manifest(path)
+    assert refused.value.hint == "upgrade lrcompress"

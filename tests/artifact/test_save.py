@@ -1,0 +1,189 @@
+import hashlib
+import json
+import os
+import struct
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from artifacts import compressed, save
+from torch import nn
+
+from lrcompress.artifact import load
+from lrcompress.errors import ArtifactError, OutputError
+from lrcompress.models import Architecture
+
+OWN = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(12, 16)
+        self.inner = nn.Linear(16, 16)
+        self.again = nn.Linear(16, 16)
+        self.twin = nn.Linear(16, 16)
+        self.twin.weight = self.again.weight
+        self.head = nn.Linear(16, 3)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, images):
+        x = torch.relu(self.first(images.flatten(1)))
+        x = torch.relu(self.inner(x))
+        return self.head(torch.relu(self.twin(torch.relu(self.again(x)))))
+"""
+
+
+def own_network(folder):
+    """Returns a network of one's own with shared weights, and its architecture."""
+    (folder / "net.py").write_text(OWN)
+    namespace = {"__name__": "own"}
+    exec(OWN, namespace)
+    torch.manual_seed(0)
+    model = namespace["Tied"]()
+    model.steps.fill_(7)
+    return model, Architecture("custom", f"{folder / 'net.py'}:Tied")
+
+
+def timm_network(name, size, **arguments):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **arguments).eval()
+    # Statistics as after training: not the ones that any new network has.
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model, Architecture("timm", name, arguments), (3, size, size)
+
+
+NETWORKS = {
+    "resnet": lambda folder: timm_network("resnet18", 32, num_classes=10),
+    "vit": lambda folder: timm_network("vit_tiny_patch16_224", 32, num_classes=10, img_size=32),
+    "efficientnet": lambda folder: timm_network("tf_efficientnet_lite0", 32, num_classes=10),
+    "own, with shared weights": lambda folder: (*own_network(folder), (3, 2, 2)),
+}
+
+
+def arch_of(architecture):
+    return architecture.name if architecture.framework == "custom" else None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+def test_logits_of_the_file_are_those_of_the_model_in_memory_bit_for_bit(tmp_path, make, dtype):
+    dense, architecture, size = make(tmp_path)
+    model, manifest = compressed(dense, architecture, size, dtype=dtype)
+    assert any(layer.scheme == "matrix" for layer in manifest.layers)
+    save(tmp_path / "out.safetensors", model, manifest)
+    loaded = load(tmp_path / "out.safetensors", arch=arch_of(architecture))
+    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = model(images)
+        assert torch.equal(loaded(images), expected)
+        assert not torch.equal(dense(images), expected)
+    assert {v.dtype for v in loaded.state_dict().values() if v.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["resnet", "own, with shared weights"])
+def test_the_same_model_gives_the_same_bytes(tmp_path, name):
+    digests = set()
+    for file in ("one.safetensors", "two.safetensors"):
+        dense, architecture, size = NETWORKS[name](tmp_path)
+        save(tmp_path / file, *compressed(dense, architecture, size))
+        digests.add(hashlib.sha256((tmp_path / file).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_the_file_is_an_ordinary_safetensors_file_with_the_sources_names(tmp_path):
+    dense, architecture, size = timm_network("test_resnet", 32, num_classes=10)
+    model, manifest = compressed(dense, architecture, size)
+    save(tmp_path / "out.safetensors", model, manifest)
+    tensors = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    replaced = {layer.name for layer in manifest.layers if layer.scheme == "matrix"}
+    source = dense.state_dict()
+    kept = [name for name in source if name.rpartition(".")[0] not in replaced]
+    assert 0 < len(kept) < len(source)
+    for name in kept:
+        assert torch.equal(tensors[name], source[name]), name
+    for name in replaced:
+        product = tensors[f"{name}.expand.weight"].flatten(1) @ tensors[f"{name}.reduce.weight"].flatten(1)
+        assert product.shape == source[f"{name}.weight"].flatten(1).shape
+        assert f"{name}.weight" not in tensors
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_weights_are_stored_in_the_type_of_the_source(tmp_path, dtype, width):
+    dense, architecture = own_network(tmp_path)
+    save(tmp_path / "out.safetensors", *compressed(dense, architecture, (3, 2, 2), dtype=dtype))
+    tensors = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    assert {value.element_size() for name, value in tensors.items() if name != "steps"} == {width}
+    assert (tensors["steps"].dtype, int(tensors["steps"])) == (torch.int64, 7)
+
+
+def test_shared_weights_are_stored_once_and_stay_shared(tmp_path):
+    dense, architecture = own_network(tmp_path)
+    final = save(tmp_path / "out.safetensors", *compressed(dense, architecture, (3, 2, 2)))
+    tensors = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    assert ("again.weight" in tensors) != ("twin.weight" in tensors)
+    assert dict(final.shared) == {"twin.weight": "again.weight"}
+    loaded = load(tmp_path / "out.safetensors", arch=architecture.name)
+    assert loaded.twin.weight is loaded.again.weight
+
+
+def test_the_header_is_sorted_json_padded_to_eight_bytes(tmp_path):
+    dense, architecture = own_network(tmp_path)
+    save(tmp_path / "out.safetensors", *compressed(dense, architecture, (3, 2, 2)))
+    content = (tmp_path / "out.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0
+    assert list(header) == sorted(header)
+    assert header["__metadata__"]["format"] == "pt"
+    manifest = json.loads(header["__metadata__"]["lrcompress"])
+    assert manifest["schema"] == 1
+    assert list(manifest) == sorted(manifest)
+
+
+def listing(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("existing", [None, b"the old file"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ArtifactError("the disk lies")]
+)
+def test_a_write_that_fails_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path, monkeypatch, existing, error):
+    dense, architecture = own_network(tmp_path)
+    model, manifest = compressed(dense, architecture, (3, 2, 2))
+    if existing:
+        (tmp_path / "out.safetensors").write_bytes(existing)
+    before = listing(tmp_path)
+
+    def failing(_):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
+        save(tmp_path / "out.safetensors", model, manifest)
+    assert listing(tmp_path) == before
+
+
+def test_a_file_that_does_not_read_back_as_the_model_is_not_kept(tmp_path, monkeypatch):
+    dense, architecture = own_network(tmp_path)
+    model, manifest = compressed(dense, architecture, (3, 2, 2))
+    (tmp_path / "out.safetensors").write_bytes(b"the old file")
+    before = listing(tmp_path)
+
+    def damaging(_, sync=os.fsync):
+        for file in tmp_path.glob(".out*"):
+            content = bytearray(file.read_bytes())
+            content[-3] ^= 1
+            file.write_bytes(content)
+
+    monkeypatch.setattr(os, "fsync", damaging)
+    with pytest.raises(ArtifactError, match="differs from the model at"):
+        save(tmp_path / "out.safetensors", model, manifest)
+    assert listing(tmp_path) == before

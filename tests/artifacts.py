@@ -1,0 +1,76 @@
+"""Compressed networks and their manifests without a checkpoint, for tests of what is written and read."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrcompress.artifact import Cost, Manifest, installed_versions, pack_artifact, round_weights_, save_artifact
+from lrcompress.factorize import describe_layers, factorize, fold_
+from lrcompress.models import Architecture, Preprocessing
+from lrcompress.plan import RankPolicy, Spectrum, make_plan
+
+
+@dataclass(frozen=True)
+class FixedRank(RankPolicy):
+    """The same rank for every layer."""
+
+    rank: int = 3
+
+    def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+        return {name: min(self.rank, len(spectrum.sigma)) for name, spectrum in spectra.items()}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "fixed", "rank": self.rank}
+
+
+def compressed(
+    model: nn.Module,
+    architecture: Architecture,
+    input_size: tuple[int, int, int],
+    *,
+    dtype: str = "float32",
+    policy: RankPolicy | None = None,
+    tol: float | None = None,
+) -> tuple[nn.Module, Manifest]:
+    """Returns the compressed network in memory and a manifest for it."""
+    plan = make_plan(model, policy or FixedRank(), input_size=input_size)
+    small = fold_(factorize(model, plan))
+    round_weights_(small, dtype)
+    channels = input_size[0]
+    with torch.no_grad():
+        classes = model.eval()(torch.zeros(1, *input_size)).shape[1]
+    manifest = Manifest(
+        architecture=architecture,
+        preprocessing=Preprocessing(
+            input_size, (0.25, 0.5, 0.75)[:channels], (0.5, 0.25, 0.125)[:channels], 1.0, "bilinear", "the test"
+        ),
+        num_classes=classes,
+        class_names=(),
+        dtype=dtype,
+        layers=describe_layers(model, small, plan),
+        recipe={"plan": dict(plan.policy), "guaranteed_tol": tol},
+        source={"path": "w.pt", "sha256": "0" * 64, "bytes": 100, "match": "by name", "wrapper": "", "candidates": []},
+        baseline=Cost(100, 400, 1000),
+        compressed=Cost(50, 200, 500),
+        shared={},
+        tensors_sha256="",
+        versions=installed_versions(),
+    )
+    return small.eval(), manifest
+
+
+def changed(manifest: Manifest, **values: Any) -> Manifest:
+    """Returns the manifest with other values."""
+    return dataclasses.replace(manifest, **values)
+
+
+def save(path: Path, model: nn.Module, manifest: Manifest) -> Manifest:
+    """Writes the artifact and returns its final manifest."""
+    packed = pack_artifact(model, manifest)
+    save_artifact(path, packed)
+    return packed.manifest

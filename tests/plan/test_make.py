@@ -1,0 +1,103 @@
+import pytest
+import torch
+from networks import matrix_with_spectrum, snapshot, tiny_cnn, tiny_mlp
+
+from lrcompress.errors import CheckpointError
+from lrcompress.plan import FullRank, Tolerance, TrainingStart, make_plan
+
+SIZE = (3, 4, 4)
+
+
+def mlp_with_spectra(first, inner):
+    """The tiny network with prescribed singular values in its two inner layers."""
+    model = tiny_mlp()
+    with torch.no_grad():
+        model[1].weight.copy_(matrix_with_spectrum(first, 40, 48))
+        model[4].weight.copy_(matrix_with_spectrum(inner, 24, 40))
+    return model
+
+
+def by_name(plan):
+    return {layer.name: layer for layer in plan.layers}
+
+
+def test_ranks_and_errors_are_those_of_the_prescribed_spectrum():
+    model = mlp_with_spectra([4.0, 2.0, 1.0, 0.1], [3.0, 4.0][::-1])
+    plan = by_name(make_plan(model, Tolerance(0.3), input_size=SIZE, include_first=True))
+    norm = (16 + 4 + 1 + 0.01) ** 0.5
+    assert plan["1"].rank == 2  # the tail is 1.005 of 4.584
+    assert plan["1"].relative_error == pytest.approx((1 + 0.01) ** 0.5 / norm, rel=1e-5)
+    assert plan["4"].rank == 2
+    assert plan["4"].relative_error == pytest.approx(0, abs=1e-6)
+    assert plan["6"].scheme == "dense"
+
+
+@pytest.mark.parametrize(("rank", "scheme"), [(14, "matrix"), (15, "dense")])
+def test_a_layer_is_factorised_exactly_where_that_removes_parameters(rank, scheme):
+    # 24×40: 14·64 = 896 < 960 = 15·64.
+    model = mlp_with_spectra([1.0], [1.0] * rank)
+    layer = by_name(make_plan(model, Tolerance(0.01), input_size=SIZE))["4"]
+    assert layer.scheme == scheme
+    if scheme == "dense":
+        assert layer.reason == "rank 15 of 24 would be needed, which does not remove parameters"
+        assert layer.rank is None
+
+
+def test_full_rank_factorises_even_where_that_adds_parameters():
+    layer = by_name(make_plan(tiny_mlp(), FullRank(), input_size=SIZE))["4"]
+    assert (layer.scheme, layer.rank) == ("matrix", 24)
+    assert layer.relative_error == 0
+
+
+def test_training_starts_a_layer_that_would_stay_dense_without_data():
+    model = mlp_with_spectra([1.0], [1.0] * 24)
+    assert by_name(make_plan(model, Tolerance(0.1), input_size=SIZE))["4"].scheme == "dense"
+    started = by_name(make_plan(model, TrainingStart(0.1), input_size=SIZE))["4"]
+    assert started.rank == 14
+    assert started.relative_error == pytest.approx((10 / 24) ** 0.5, rel=1e-5)
+
+
+def test_every_layer_is_in_the_plan_with_its_kind_its_shape_and_a_reason_where_dense():
+    plan = make_plan(tiny_cnn(), Tolerance(0.1), input_size=(3, 8, 8))
+    assert [(layer.name, layer.kind, layer.dense_shape) for layer in plan.layers] == [
+        ("0", "Conv2d", (8, 3, 3, 3)),
+        ("3", "Conv2d", (12, 8, 3, 3)),
+        ("5", "Conv2d", (12, 1, 3, 3)),
+        ("6", "Conv2d", (12, 4, 3, 3)),
+        ("9", "Linear", (16, 12)),
+        ("11", "Linear", (4, 16)),
+    ]
+    assert all(bool(layer.reason) == (layer.scheme == "dense") for layer in plan.layers)
+    assert plan.policy == {"name": "tolerance", "tol": 0.1}
+
+
+def test_planning_does_not_change_the_model():
+    model = tiny_cnn()
+    before = snapshot(model)
+    make_plan(model, Tolerance(0.1), input_size=(3, 8, 8))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_of_zeros_is_refused_by_name_unless_allowed():
+    model = tiny_mlp()
+    torch.nn.init.zeros_(model[4].weight)
+    with pytest.raises(CheckpointError) as refused:
+        make_plan(model, Tolerance(0.1), input_size=SIZE)
+    assert refused.value.message == "all weights of `4` are zero"
+    assert "--allow-zero-layers" in refused.value.hint
+    plan = by_name(make_plan(model, Tolerance(0.1), input_size=SIZE, allow_zero_layers=True))
+    assert (plan["4"].scheme, plan["4"].reason) == ("dense", "all its weights are zero")
+
+
+def test_several_layers_of_zeros_are_counted():
+    model = tiny_mlp()
+    for layer in (model[1], model[4]):
+        torch.nn.init.zeros_(layer.weight)
+    with pytest.raises(CheckpointError, match="all weights of `1` are zero, and of 1 more layers"):
+        make_plan(model, Tolerance(0.1), input_size=SIZE, include_first=True)
+
+
+def test_a_dense_layer_of_zeros_is_nobodys_business():
+    model = tiny_mlp()
+    torch.nn.init.zeros_(model[6].weight)  # a head that was just replaced, say
+    assert make_plan(model, Tolerance(0.1), input_size=SIZE).layers

@@ -22,7 +22,7 @@ from results import read_results, write_results
 
 ROOT = Path(__file__).parents[1]
 LRCOMPRESS = [sys.executable, "-m", "lrcompress"]
-FASHION = ["--tol", "0.2", "--epochs", "10", "--lr", "0.002", "--beta", "0.01", "--precision", "bfloat16"]
+FASHION = ["--tol", "0.12", "--max-rank", "48", "--epochs", "6", "--lr", "0.002", "--beta", "0.01"]
 STARTS = 15
 
 
@@ -89,7 +89,19 @@ def fashion(data: str) -> dict:
     output = Path("runs/vgg11_bn.small.safetensors")
     start = time.perf_counter()
     report = run_json(
-        ["compress", "runs/vgg11_bn.pt", *arch, *FASHION, "--data", data, "-o", str(output), "--overwrite"]
+        [
+            "compress",
+            "runs/vgg11_bn.pt",
+            *arch,
+            *FASHION,
+            "--precision",
+            "bfloat16",
+            "--data",
+            data,
+            "-o",
+            str(output),
+            "--overwrite",
+        ]
     )
     seconds = time.perf_counter() - start
     run_json(["attack", str(output), *arch, "--pgd", "--samples", "1000", "--data", data])

@@ -5,19 +5,22 @@
 ['__version__', 'compress', 'load']
 """
 
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrcompress.artifact import load
     from lrcompress.pipeline import compress
 
-__version__ = metadata.version("lrcompress")
+__version__: str
 __all__ = ["__version__", "compress", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: `lrcompress --help` must not wait for torch.
+    # Found when first asked for: `lrcompress --help` must not wait for torch, nor for importlib.metadata.
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("lrcompress")
     if name == "load":
         from lrcompress.artifact import load
 

@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # rich would more than double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (compress, attack, evaluate, inspect, verify, demo):

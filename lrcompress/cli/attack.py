@@ -48,16 +48,17 @@ def attack(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Attack a compressed model and its original side by side, and add the result to the report.
+    """Attack a compressed model and its original.
+
+    Both are attacked on the same images, and the result is added to the report.
 
     Without --data the data set of the fine-tuning is used, else the 20 labelled images that foolbox ships.
 
+    \b
     Examples:
-    - lrcompress attack out.safetensors --pgd
-
-    - lrcompress attack out.safetensors --pgd --eps 8/255,4/255 --steps 50 --restarts 2 --samples 1000 --data DIR
-
-    - lrcompress attack out.safetensors --fgsm --norm l2 --eps 0.5 --baseline resnet50.pt --json
+      lrcompress attack out.safetensors --pgd
+      lrcompress attack out.safetensors --pgd --eps 8/255,4/255 --steps 50 --restarts 2 --samples 1000 --data DIR
+      lrcompress attack out.safetensors --fgsm --norm l2 --eps 0.5 --baseline resnet50.pt --json
     """
     from lrcompress.pipeline import EvaluateOptions, evaluate
     from lrcompress.report import report_paths

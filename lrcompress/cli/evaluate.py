@@ -31,12 +31,14 @@ def evaluate(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the clean accuracy of a compressed model and its original, and add it to the report.
+    """Measure clean accuracy beside the original's.
 
+    On the same images; the result is added to the report.
+
+    \b
     Examples:
-    - lrcompress evaluate out.safetensors --data DIR
-
-    - lrcompress evaluate out.safetensors --data samples/imagenet --json
+      lrcompress evaluate out.safetensors --data DIR
+      lrcompress evaluate out.safetensors --data samples/imagenet --json
     """
     from lrcompress.pipeline import EvaluateOptions
     from lrcompress.pipeline import evaluate as run

@@ -34,12 +34,14 @@ def inspect(
     std: StdOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense.
+    """Say what is in a file.
 
+    Of a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense.
+
+    \b
     Examples:
-    - lrcompress inspect out.safetensors
-
-    - lrcompress inspect resnet50.pt --json
+      lrcompress inspect out.safetensors
+      lrcompress inspect resnet50.pt --json
     """
     from lrcompress.artifact import is_artifact
 

@@ -17,14 +17,16 @@ def verify(
     arch: FactoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check that a compressed file is whole, unchanged, and as accurate to the original weights as it says.
+    """Check a compressed file.
+
+    That it is whole, unchanged, and as close to the original weights as it says.
 
     Ends with exit code 3 if a check fails. The per-layer errors are measured again where the original is at hand.
 
+    \b
     Examples:
-    - lrcompress verify out.safetensors
-
-    - lrcompress verify out.safetensors --baseline resnet50.pt --json
+      lrcompress verify out.safetensors
+      lrcompress verify out.safetensors --baseline resnet50.pt --json
     """
     from lrcompress.artifact import load_artifact, verify_artifact
     from lrcompress.pipeline import find_baseline

@@ -79,7 +79,8 @@ def iterate_batches(
         shuffle=shuffle,
         num_workers=workers,
         collate_fn=_collate,
-        generator=torch.Generator().manual_seed(shuffle_seed) if shuffle_seed is not None else None,
+        # One of its own in any case: a loader without one draws from the global generator.
+        generator=torch.Generator().manual_seed(shuffle_seed or 0),
         drop_last=shuffle and len(images) % batch_size == 1,
     )
     yield from loader

@@ -26,7 +26,7 @@ WARM_UP = 0.05  # share of the steps in which the learning rate rises
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a progress bar shows after each step."""
+    """What a progress bar shows after each step, and once more after each epoch's evaluation (`epoch_ended`)."""
 
     step: int
     steps: int
@@ -36,6 +36,7 @@ class TrainingProgress:
     held_out_accuracy: float
     mean_rank: float
     parameters: int
+    epoch_ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class _Run:
             loss = self._train_epoch(epoch)
             self._end_cycle_()
             self._evaluate(epoch=epoch, loss=loss)
+            self._report(epoch, loss, epoch_ended=True)
         model.load_state_dict(self.best)
         model.eval()
         penalty = "scale-free" if self.scale_free else "paper"
@@ -274,7 +276,7 @@ class _Run:
             return (step + 1) / warm_up
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.steps - warm_up)))
 
-    def _report(self, epoch: int, loss: float) -> None:
+    def _report(self, epoch: int, loss: float, *, epoch_ended: bool = False) -> None:
         # Ranks and size as of the last truncation: between truncations the bases are up to twice as wide.
         ranks = [self.retained.get(name, layer.rank) for name, layer in self.layers.items()]
         if not self.retained:
@@ -289,6 +291,7 @@ class _Run:
                 held_out_accuracy=self.log[-1].held_out_accuracy,
                 mean_rank=sum(ranks) / max(1, len(ranks)),
                 parameters=self.parameters,
+                epoch_ended=epoch_ended,
             )
         )
 

@@ -5,7 +5,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, iterate_batches
-from lrcompress.errors import EvaluationError
+from lrcompress.errors import DataError, EvaluationError
 
 
 def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> Bool[Tensor, "n"]:
@@ -15,10 +15,11 @@ def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256
 
     Args:
         model: takes images in [0, 1].
-        images: the images, with labels below the number of the model's classes.
+        images: the images.
         batch_size: images at a time.
 
     Raises:
+        DataError: if a label lies outside of the model's classes.
         EvaluationError: if a logit is not finite: comparing with NaN would count as a wrong answer at best.
     """
     device = next(model.parameters()).device
@@ -31,6 +32,12 @@ def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256
             if not torch.isfinite(logits).all():
                 raise EvaluationError(
                     "the model's logits are not finite", hint="check the weights and the preprocessing"
+                )
+            if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+                wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+                raise DataError(
+                    f"the images have label {wrong}, the model {logits.shape[1]} classes",
+                    hint="give the data set the model was trained on",
                 )
             bits.append((logits.argmax(1).cpu() == labels).clone())
     model.train(was_training)

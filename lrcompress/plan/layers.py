@@ -66,7 +66,7 @@ def find_layers(
                 found.append(Candidate(path, module, f"a parameter that {type(module).__name__} reads directly", key))
                 continue
             others = [other for other in sharers[id(parameter)] if other != name]
-            reason = fixed.get(name) or _structural_reason(name, module, calls, others)
+            reason = _structural_reason(name, module, calls, others) or fixed.get(name, "")
             found.append(Candidate(name, module, reason))
     return found
 

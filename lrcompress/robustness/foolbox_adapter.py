@@ -30,14 +30,15 @@ def ready_for_attack(model: nn.Module) -> Iterator[nn.Module]:
     Frozen parameters spare each attack step the weight gradients, a third of its cost.
     """
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
         model.requires_grad_(False).eval()
         yield model
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(wanted[name])
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def make_attack(name: str, settings: AttackSettings) -> Any:

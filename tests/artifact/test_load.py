@@ -103,14 +103,14 @@ def test_the_model_can_be_trained_further(made):
 def test_another_factory_that_does_not_fit_is_refused(made):
     path, _, _ = made
     (path.parent / "other.py").write_text(FACTORY.replace("width=40", "width=41"))
-    with pytest.raises(ArtifactError, match=r"factorises `1`, which is no such layer"):
+    with pytest.raises(ArtifactError, match=r"factorises `4`, which is no such layer"):
         load(path, arch=f"{path.parent / 'other.py'}:build")
 
 
 def test_a_framework_network_takes_no_other_name(tmp_path):
     import timm
 
-    dense = timm.create_model("test_resnet", num_classes=3)
+    dense = timm.create_model("test_resnet", num_classes=3).eval()
     save(
         tmp_path / "a.safetensors",
         *compressed(dense, Architecture("timm", "test_resnet", {"num_classes": 3}), (3, 32, 32)),
@@ -190,7 +190,7 @@ DAMAGES = {
     "another rank": (set_rank, "does not fit"),
     "a layer less": (drop_layer, "does not fit"),
     "a layer of another kind": (rename_layer, "no such layer"),
-    "a shared tensor that is not there": (lambda m: m.update(shared={"4.bias": "nowhere"}), ""),
+    "a tensor too many": (lambda m: m.update(shared={"extra": "6.bias"}), "does not fit"),
 }
 
 

@@ -71,7 +71,7 @@ def test_a_flipped_bit_in_the_tensors_is_caught(made, bit, place):
 def test_values_that_are_not_finite_are_caught_even_under_a_digest_of_theirs(made, value):
     _, model, manifest, factory, path = made
     tensors, _ = stored_tensors(model, "float32")
-    tensors["4.bias"] = tensors["4.bias"].clone().fill_(value)
+    tensors["6.bias"] = tensors["6.bias"].clone().fill_(value)
     values = Manifest.loads(manifest.dumps(), "").__dict__ | {"tensors_sha256": digest_tensors(tensors)}
     write(path, tensors, Manifest(**values))
     found = outcomes(path, factory)

@@ -121,7 +121,7 @@ def test_torchvision_layers_whose_weight_is_read_by_their_parent_stay_dense():
         patch_size=[2, 2], embed_dim=8, depths=[2], num_heads=[2], window_size=[2, 2], num_classes=3
     )
     found = reasons(block.eval(), (3, 8, 8))
-    attention = {name: reason for name, reason in found.items() if ".attn." in name}
+    attention = {name: reason for name, reason in found.items() if ".attn." in name and not name.endswith("_table")}
     assert len(attention) == 4
     assert all(reason.startswith("never called") for reason in attention.values())
 

@@ -1,0 +1,89 @@
+import pytest
+
+from lrcompress.errors import OptionError
+from lrcompress.robustness import ATTACKS, AttackSettings, parse_eps, parse_norm
+from lrcompress.robustness.attacks import relative_stepsize
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["8/255"], [8 / 255]),
+        (["8/255,4/255"], [8 / 255, 4 / 255]),
+        (["8/255", "0.03"], [8 / 255, 0.03]),
+        ([" 1/255 , 0 "], [1 / 255, 0]),
+        (["1"], [1]),
+        ([], []),
+        (["1e-3"], [0.001]),
+    ],
+)
+def test_radii_are_fractions_or_numbers(texts, expected):
+    assert parse_eps(texts, "linf") == pytest.approx(tuple(expected))
+
+
+@pytest.mark.parametrize("text", ["8", "2/1", "255", "1.01"])
+def test_a_radius_in_bytes_is_refused_with_what_was_meant(text):
+    with pytest.raises(OptionError, match=r"in units of images in \[0, 1\]") as refused:
+        parse_eps([text], "linf")
+    assert "did you mean" in refused.value.hint
+
+
+def test_the_hint_for_eps_8_is_the_option_to_type():
+    with pytest.raises(OptionError, match="got 8$") as refused:
+        parse_eps(["8"], "linf")
+    assert refused.value.hint == "did you mean --eps 8/255?"
+
+
+def test_a_radius_above_one_is_allowed_in_the_euclidean_norm():
+    assert parse_eps(["8"], "l2") == (8.0,)
+
+
+@pytest.mark.parametrize("text", ["", "eight", "8/0", "8//255", "1,,2", "nan", "inf", "-1/255", "1/255;2/255"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_is_no_radius_is_refused(text, norm):
+    with pytest.raises(OptionError, match="--eps") as refused:
+        parse_eps([text], norm)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("norm", ["l1", "Linf", "inf", "", "2"])
+def test_an_unknown_norm_is_answered_with_those_that_are_known(norm):
+    with pytest.raises(OptionError, match=r"must be one of linf, l2") as refused:
+        parse_norm(norm)
+    assert refused.value.hint == "--norm linf"
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_known_norm_is_itself(norm):
+    assert parse_norm(norm) == norm
+
+
+def test_an_unknown_attack_is_answered_with_those_that_are_known():
+    with pytest.raises(OptionError, match="no attack named `cw`") as refused:
+        AttackSettings(attacks=("pgd", "cw"))
+    for name in ATTACKS:
+        assert name in refused.value.hint
+
+
+@pytest.mark.parametrize("values", [{"steps": 0}, {"restarts": 0}, {"eps": (-0.1,)}, {"eps": (8.0,)}, {"eps": (float("nan"),)}])
+def test_settings_out_of_range_are_refused(values):
+    with pytest.raises(OptionError, match="--") as refused:
+        AttackSettings(attacks=("pgd",), **values)
+    assert refused.value.hint
+
+
+def test_radii_ascend_and_are_taken_once():
+    assert AttackSettings(attacks=("pgd",), eps=(0.2, 0.1, 0.2)).eps == (0.1, 0.2)
+
+
+def test_radii_have_defaults_for_each_norm_and_none_without_attacks():
+    assert AttackSettings(attacks=("pgd",)).eps == pytest.approx((1 / 255, 2 / 255, 4 / 255, 8 / 255))
+    assert max(AttackSettings(attacks=("pgd",), norm="l2").eps) == 1.0
+    assert AttackSettings().eps == ()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
+def test_pgd_can_cross_the_ball_but_no_step_leaves_it(steps):
+    step = relative_stepsize(steps)
+    assert step <= 1
+    assert steps * step >= min(steps, 2.5) - 1e-12

@@ -1,0 +1,59 @@
+from lrcompress.robustness import AttackOutcome, ModelOutcome
+from lrcompress.robustness.checks import find_doubts
+
+
+def outcome(role="compressed", images=400, clean=None, **robust):
+    """A model's outcome from shares of robust images at two radii, the worst case of all attacks added."""
+    clean = tuple([True] * images) if clean is None else clean
+    rows = {name: tuple(tuple(bits) for bits in rows) for name, rows in robust.items()}
+    if rows:
+        worst = [tuple(all(bits) for bits in zip(*level, strict=True)) for level in zip(*rows.values(), strict=True)]
+        rows["worst"] = tuple(worst)
+    attacks = tuple(AttackOutcome(name, (0.1, 0.2), bits) for name, bits in rows.items())
+    return ModelOutcome(role, "0", clean, attacks, 1.0)
+
+
+def bits(good, images=400):
+    return [True] * good + [False] * (images - good)
+
+
+def findings(*models):
+    return [(finding.severity, finding.message) for finding in find_doubts(models)]
+
+
+def test_a_sound_evaluation_raises_no_doubt():
+    assert findings(outcome(noise=[bits(390), bits(380)], fgsm=[bits(300), bits(200)], pgd=[bits(250), bits(100)])) == []
+
+
+def test_few_images_are_inconclusive():
+    (found,) = findings(outcome(images=299))
+    assert found[0] == "inconclusive"
+    assert "299 images" in found[1]
+    assert findings(outcome(images=300)) == []
+
+
+def test_a_weaker_attack_that_breaks_more_makes_the_figures_unreliable():
+    pgd = [bits(250), bits(100)]
+    weaker = [bits(247), bits(100)]
+    (found,) = findings(outcome(fgsm=weaker, pgd=pgd, noise=[bits(400), bits(400)]))
+    assert found[0] == "unreliable"
+    assert found[1].startswith("fgsm breaks 3 images of the compressed model that PGD does not")
+    (found,) = findings(outcome(noise=[bits(250), bits(95)], pgd=pgd))
+    assert found[1].startswith("noise breaks 5 images")
+
+
+def test_it_is_the_same_image_that_counts_not_the_number():
+    # FGSM breaks fewer images, but one that PGD does not.
+    fgsm = [[False] + [True] * 399, [False] + [True] * 399]
+    pgd = [[True] + [False] * 9 + [True] * 390] * 2
+    (found,) = findings(outcome(fgsm=fgsm, pgd=pgd))
+    assert "fgsm breaks 1 images" in found[1]
+
+
+def test_all_models_at_the_floor_say_nothing():
+    floor, some = [bits(0), bits(0)], [bits(1), bits(0)]
+    (found,) = findings(outcome("baseline", pgd=floor), outcome(pgd=floor))
+    assert found[0] == "inconclusive"
+    assert "0 % already at ε = 0.1" in found[1]
+    assert findings(outcome("baseline", pgd=floor), outcome(pgd=some)) == []
+    assert findings(outcome(pgd=some)) == []

@@ -121,7 +121,12 @@ def test_an_interrupted_fine_tuning_leaves_nothing_behind(shop, existing):
         tol=0.1, load=load_options(shop), data="data", training=training(), overwrite=existing
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
-        compress("w.pt", "out.safetensors" if existing else "new.safetensors", options, observer=Observer(on_training=interrupt))
+        compress(
+            "w.pt",
+            "out.safetensors" if existing else "new.safetensors",
+            options,
+            observer=Observer(on_training=interrupt),
+        )
     assert listing(shop) == before
 
 

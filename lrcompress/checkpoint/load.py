@@ -218,7 +218,7 @@ def _choose(state: StateDict, options: LoadOptions, source: str) -> _Choice:
 
 
 def _name_in_file(state: StateDict, source: str) -> str | None:
-    """Returns the architecture the file names; None if its word names none, as timm's saver may write a class instead."""
+    """Returns the architecture the file names; None if it names none: timm's saver may write a class instead."""
     named = state.architecture
     if named is None:
         return None

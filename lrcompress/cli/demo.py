@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FASHION: dict[str, Any] = {
     "tol": 0.15,
-    "max_rank": 36,
-    "epochs": 15,
+    "max_rank": 21,
+    "epochs": 12,
     "lr": 2e-3,
     "beta": 0.01,
 }

@@ -1,6 +1,7 @@
 """Options that several verbs share, and how their texts become values."""
 
 import ast
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,11 +85,13 @@ def load_options(
 
     preprocessing: dict[str, Any] = {}
     if input_size is not None:
-        preprocessing["input_size"] = tuple(int(x) for x in _numbers(input_size, "--input-size", count=3))
+        preprocessing["input_size"] = _input_size(input_size)
     if mean is not None:
         preprocessing["mean"] = _numbers(mean, "--mean")
     if std is not None:
         preprocessing["std"] = _numbers(std, "--std")
+        if min(preprocessing["std"]) <= 0:
+            raise OptionError(f"--std takes positive numbers, got `{std}`", hint="--std 0.229,0.224,0.225")
     return LoadOptions(
         arch=arch,
         arch_arguments=parse_arguments(arch_arg or ()),
@@ -129,15 +132,20 @@ def check_device(device: str) -> None:
         raise OptionError(f"no device `{device}` here: {str(error).splitlines()[0]}", hint="--device cpu") from error
 
 
-def _numbers(text: str, option: str, count: int | None = None) -> tuple[float, ...]:
+def _input_size(text: str) -> tuple[int, ...]:
+    values = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
+    if len(values) != 3 or min(values) < 1:
+        raise OptionError(f"--input-size takes 3 positive numbers, got `{text}`", hint="--input-size 3,224,224")
+    return values
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
     try:
         values = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise OptionError(
-            f"{option} takes numbers separated by commas, got `{text}`", hint=f"{option} 3,224,224"
-        ) from error
-    if count is not None and (len(values) != count or any(value < 1 for value in values)):
-        raise OptionError(f"{option} takes {count} positive numbers, got `{text}`", hint=f"{option} 3,224,224")
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) for value in values):
+        raise OptionError(f"{option} takes numbers separated by commas, got `{text}`", hint=f"{option} 0.5,0.5,0.5")
     return values
 
 

@@ -90,5 +90,5 @@ def read_report(path: Path, *, artifact_sha256: str) -> dict[str, Any] | None:
                 hint="upgrade lrcompress, or move the report away",
             )
         return report if report["artifact"]["sha256"] == artifact_sha256 else None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return None

@@ -10,8 +10,9 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     if not report["evaluations"]:
         return [*sentences, "Accuracy was not measured: run `lrcompress evaluate FILE --data DIR`."]
     for evaluation in report["evaluations"]:
-        sentences += accuracy_sentences(evaluation)
+        sentences += [sentence for sentence in accuracy_sentences(evaluation) if sentence not in sentences]
         sentences += _robustness(evaluation)
+        sentences += [f"{doubt['severity'].upper()}: {doubt['message']}." for doubt in evaluation["findings"]]
     return sentences
 
 
@@ -95,6 +96,4 @@ def _robustness(evaluation: Mapping[str, Any]) -> list[str]:
         )
     settings = evaluation["settings"]
     strength = f"{' + '.join(names)}, {settings['steps']} steps, {settings['restarts']} restart(s)"
-    return [f"Worst case of {strength}, {evaluation['images']:,} images:", *sentences] + [
-        f"{finding['severity'].upper()}: {finding['message']}." for finding in evaluation["findings"]
-    ]
+    return [f"Worst case of {strength}, {evaluation['images']:,} images:", *sentences]

@@ -44,7 +44,7 @@ def test_a_full_disk_is_an_explained_error(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="cannot write .*: No space left on device") as refused:
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left on device") as refused:
         write_atomically(tmp_path / "a", b"new")
     assert refused.value.hint
     assert names(tmp_path) == []
@@ -62,7 +62,7 @@ def test_new_files_in_a_folder_pass(tmp_path):
 
 def test_existing_files_are_refused_unless_they_may_be_overwritten(tmp_path):
     (tmp_path / "b").touch()
-    with pytest.raises(OutputError, match="`.*b` exists") as refused:
+    with pytest.raises(OutputError, match=r"`.*b` exists") as refused:
         check_outputs([tmp_path / "a", tmp_path / "b"], overwrite=False)
     assert "--overwrite" in refused.value.hint
     check_outputs([tmp_path / "a", tmp_path / "b"], overwrite=True)

@@ -22,7 +22,9 @@ def findings(*models):
 
 
 def test_a_sound_evaluation_raises_no_doubt():
-    assert findings(outcome(noise=[bits(390), bits(380)], fgsm=[bits(300), bits(200)], pgd=[bits(250), bits(100)])) == []
+    assert (
+        findings(outcome(noise=[bits(390), bits(380)], fgsm=[bits(300), bits(200)], pgd=[bits(250), bits(100)])) == []
+    )
 
 
 def test_few_images_are_inconclusive():

@@ -71,7 +71,10 @@ class Ripples(nn.Module):
 
 def test_what_succeeds_within_a_ball_succeeds_within_every_larger_one():
     images = ImageSet(TensorImages(torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, dtype=torch.long)), (), "grey")
-    robust = {eps: evaluate(Ripples(), images, attacks=("fgsm",), eps=eps).outcome("fgsm").robust for eps in [(0.2,), (0.1, 0.2)]}
+    robust = {
+        eps: evaluate(Ripples(), images, attacks=("fgsm",), eps=eps).outcome("fgsm").robust
+        for eps in [(0.2,), (0.1, 0.2)]
+    }
     assert robust[(0.2,)] == ((True, True),)  # alone, the larger step jumps over the hole
     assert robust[(0.1, 0.2)] == ((False, False), (False, False))
 
@@ -130,7 +133,10 @@ def test_the_seed_decides():
 def test_restarts_only_break_more():
     model = tiny_mlp()
     images = own_labels(model, 60)
-    counts = [sum(evaluate(model, images, attacks=("noise",), eps=(0.3,), restarts=n).outcome("noise").robust[0]) for n in (1, 8)]
+    counts = [
+        sum(evaluate(model, images, attacks=("noise",), eps=(0.3,), restarts=n).outcome("noise").robust[0])
+        for n in (1, 8)
+    ]
     assert counts[1] < counts[0]
 
 
@@ -142,11 +148,11 @@ def test_modes_gradients_weights_and_generators_are_as_before():
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
-    np.random.seed(3)  # noqa: NPY002  # the global generator is what must not move
-    generators = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(3)  # the global generator is what must not move
+    generators = torch.get_rng_state(), np.random.get_state()[1].copy()
     evaluate(model, pattern_images(12, size=8), attacks=("noise", "fgsm", "pgd"), eps=(0.1,), steps=2)
     assert torch.equal(torch.get_rng_state(), generators[0])
-    assert np.array_equal(np.random.get_state()[1], generators[1])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], generators[1])
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -19,7 +19,9 @@ def evaluation(roles=("baseline", "compressed"), *, attacked=True):
             role,
             f"sha of {role}",
             flags(CLEAN[role]),
-            tuple(AttackOutcome(n, (0.1, 0.2), tuple(map(flags, WORST[role]))) for n in ("pgd", "worst")) if attacked else (),
+            tuple(AttackOutcome(n, (0.1, 0.2), tuple(map(flags, WORST[role]))) for n in ("pgd", "worst"))
+            if attacked
+            else (),
             1.23456,
         )
         for role in roles

@@ -1,0 +1,127 @@
+import json
+
+import pytest
+from command import assert_refused, run
+from idx_files import write_idx_pair
+from workshop import listing
+
+FAST = ("--arch", "net.py:build", "--data", "data", "--steps", "3")
+
+
+def attack(*args, file="out.safetensors"):
+    return run("attack", file, *FAST, *args)
+
+
+def test_the_reports_path_is_all_that_goes_to_stdout(shop):
+    result = attack("--pgd")
+    assert (result.exit_code, result.stdout) == (0, "out.report.json\n")
+    for words in ("uncompressed", "compressed", "worst case", "8/255", "95 % interval", "INCONCLUSIVE: 30 images"):
+        assert words in result.stderr
+
+
+def test_json_on_stdout_is_the_evaluation_with_both_models_and_the_checks_of_pgd(shop):
+    values = json.loads(attack("--pgd", "--eps", "8/255,4/255", "--json").stdout)
+    assert list(values["models"]) == ["baseline", "compressed"]
+    assert values["settings"]["attacks"] == ["noise", "fgsm", "pgd"]
+    assert values["settings"]["eps"] == pytest.approx([4 / 255, 8 / 255])
+    assert set(values["models"]["compressed"]["attacks"]) == {"noise", "fgsm", "pgd", "worst"}
+    report = json.loads((shop / "out.report.json").read_text())
+    command = report["evaluations"][-1].pop("command")
+    assert command.startswith("lrcompress ")
+    assert report["evaluations"][-1] == values
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["noise", "fgsm", "pgd"]),
+        (("--fgsm",), ["fgsm"]),
+        (("--noise", "--fgsm"), ["noise", "fgsm"]),
+        (("--attack", "fgsm", "--attack", "noise"), ["noise", "fgsm"]),
+        (("--attack", "pgd"), ["noise", "fgsm", "pgd"]),
+    ],
+)
+def test_attacks_are_chosen_by_flag_or_name(shop, options, expected):
+    values = json.loads(attack(*options, "--eps", "1/255", "--samples", "4", "--json").stdout)
+    assert values["settings"]["attacks"] == expected
+    assert values["images"] == 4
+
+
+def test_settings_reach_the_attack(shop):
+    options = (
+        "--pgd",
+        "--norm",
+        "l2",
+        "--eps",
+        "0.5",
+        "--steps",
+        "7",
+        "--restarts",
+        "2",
+        "--seed",
+        "5",
+        "--samples",
+        "9",
+    )
+    values = json.loads(attack(*options, "--json").stdout)
+    assert (values["norm"], values["seed"], values["images"]) == ("l2", 5, 9)
+    assert (values["settings"]["steps"], values["settings"]["restarts"]) == (7, 2)
+
+
+def test_what_is_missing_without_a_baseline_is_said(shop):
+    (shop / "w.pt").unlink()
+    result = attack("--fgsm", "--json")
+    assert list(json.loads(result.stdout)["models"]) == ["compressed"]
+    assert "no baseline" in result.stderr
+    assert "--baseline" in result.stderr
+
+
+def test_the_baseline_may_be_named(shop):
+    (shop / "w.pt").rename(shop / "moved.pt")
+    values = json.loads(attack("--fgsm", "--baseline", "moved.pt", "--json").stdout)
+    assert list(values["models"]) == ["baseline", "compressed"]
+
+
+BAD = {
+    "eps in bytes": (["--pgd", "--eps", "8"], ["--eps is in units of images in [0, 1], got 8", "--eps 8/255"]),
+    "eps that is no number": (["--pgd", "--eps", "some"], ["--eps must be numbers"]),
+    "unknown attack": (["--attack", "cw"], ["no attack named `cw`", "noise, fgsm, pgd"]),
+    "unknown norm": (["--pgd", "--norm", "l7"], ["--norm must be one of linf, l2, got l7"]),
+    "no steps": (["--pgd", "--steps", "0"], ["--steps must be at least 1"]),
+    "no restarts": (["--pgd", "--restarts", "0"], ["--restarts must be at least 1"]),
+    "no data": (["--data", "nowhere"], ["no data at `nowhere`"]),
+    "no baseline there": (["--baseline", "nowhere.pt"], ["no checkpoint at `nowhere.pt`"]),
+    "another baseline": (["--baseline", "net.py"], ["net.py"]),
+    "other classes": (["--data", "other"], ["has 4 classes, the network 3"]),
+    "labels out of range": (["--data", "samples/mnist"], ["label", "3 classes"]),
+    "no device": (["--device", "cuda:99"], ["no device"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD.values(), ids=BAD.keys())
+def test_a_bad_option_is_refused_and_nothing_is_written(shop, options, words):
+    write_idx_pair(shop / "other", "t10k", count=8, classes=4)
+    before = listing(shop)
+    assert_refused(attack(*options), *words)
+    assert listing(shop) == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"random bytes", "half"])
+def test_a_file_that_is_no_artifact_is_refused(shop, content):
+    path = shop / "bad.safetensors"
+    if content is not None:
+        whole = (shop / "out.safetensors").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    before = listing(shop)
+    assert_refused(attack("--pgd", file="bad.safetensors"), "`bad.safetensors`")
+    assert listing(shop) == before
+
+
+def test_ones_own_factory_is_asked_for(shop):
+    result = run("attack", "out.safetensors", "--pgd", "--data", "data")
+    assert_refused(result, "code that is not run unasked", "hint: --arch net.py:build")
+
+
+@pytest.mark.parametrize("options", [["--samples", "0"], ["--eps"], ["--no-such-option"]], ids=" ".join)
+def test_wrong_usage_ends_with_2(shop, options):
+    assert attack(*options).exit_code == 2

@@ -1,0 +1,263 @@
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from checkpoint_files import Marking, claim_header, write_safetensors, write_zip
+from command import assert_refused, run
+from idx_files import write_idx_pair
+from PIL import Image
+from workshop import INPUT_OPTIONS, listing, make_network
+
+from lrcompress import pipeline
+
+OWN = ("--arch", "net.py:build", *INPUT_OPTIONS)
+TRAIN = ("--data", "data", "--epochs", "2", "--batch-size", "20", "--crop", "0")
+
+
+def compress(*args, checkpoint="w.pt", own=True):
+    return run("compress", checkpoint, *(OWN if own else ()), *args)
+
+
+def test_the_path_is_all_that_goes_to_stdout(shop):
+    result = compress("--tol", "0.1", "-o", "new.safetensors")
+    assert (result.exit_code, result.stdout) == (0, "new.safetensors\n")
+    assert "net.py:build" in result.stderr
+    assert "1 layers are factorised" in result.stderr
+    assert {"new.safetensors", "new.report.json", "new.report.html"} <= set(listing(shop))
+
+
+def test_the_default_output_is_out_safetensors(shop):
+    for name in ("out.safetensors", "out.report.json", "out.report.html"):
+        (shop / name).unlink()
+    assert compress().stdout == "out.safetensors\n"
+    assert (shop / "out.safetensors").exists()
+
+
+def test_json_on_stdout_is_the_report(shop):
+    result = compress("-o", "new.safetensors", "--json")
+    assert json.loads(result.stdout) == json.loads((shop / "new.report.json").read_text())
+
+
+def test_fine_tuning_is_told_and_recorded(shop):
+    result = compress(*TRAIN, "--beta", "0.05", "--penalty", "paper", "--max-rank", "6", "-o", "new.safetensors")
+    assert result.exit_code == 0
+    assert "epoch 1/2" in result.stderr
+    tuning = json.loads((shop / "new.report.json").read_text())["recipe"]["fine_tuning"]
+    assert (tuning["beta"], tuning["penalty"], tuning["max_rank"], tuning["epochs"]) == (0.05, "paper", 6, 2)
+
+
+def test_a_state_dict_of_timm_needs_its_file_only(shop):
+    torch.manual_seed(0)
+    write_zip(timm.create_model("test_resnet", num_classes=5).state_dict(), shop / "resnet.pt")
+    result = compress("--tol", "0.5", "-o", "small.safetensors", checkpoint="resnet.pt", own=False)
+    assert (result.exit_code, result.stdout) == (0, "small.safetensors\n")
+    assert "timm/test_resnet (by fingerprint; 5 classes)" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["new.safetensors", "new.report.json", "new.report.html"])
+def test_existing_outputs_are_kept_unless_they_may_be_overwritten(shop, name):
+    (shop / name).write_text("precious")
+    before = listing(shop)
+    assert_refused(compress("-o", "new.safetensors"), f"`{name}` exists", "--overwrite")
+    assert listing(shop) == before
+    assert compress("-o", "new.safetensors", "--overwrite").exit_code == 0
+    assert (shop / name).read_bytes() != b"precious"
+
+
+def weights():
+    return dict(make_network().state_dict())
+
+
+def with_value(value):
+    tensors = weights()
+    tensors["3.weight"][0, 0] = value
+    return tensors
+
+
+def all_zero():
+    return {key: value * 0 if key == "3.weight" else value for key, value in weights().items()}
+
+
+def one_missing():
+    tensors = weights()
+    del tensors["5.bias"]
+    return tensors
+
+
+def whole():
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(weights(), buffer)
+    return buffer.getvalue()
+
+
+# What lies in bad.pt, and the words of the answer.
+BAD_FILES = {
+    "missing": (lambda path: None, ["no checkpoint at `bad.pt`"]),
+    "empty": (lambda path: path.write_bytes(b""), ["is empty"]),
+    "cut short": (lambda path: path.write_bytes(whole()[:1500]), ["cut short"]),
+    "random": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(2000)), ["neither a torch nor"]),
+    "folder": (lambda path: path.mkdir(), ["is a folder without config.json"]),
+    "header too long": (
+        lambda path: path.write_bytes(claim_header(write_safetensors(weights(), path).read_bytes(), 10**9)),
+        ["claims a header of 1000000000 bytes"],
+    ),
+    "malicious": (lambda path: write_zip(Marking(path.with_name("marker")), path), ["could run code", "system"]),
+    "pickled network": (lambda path: write_zip(make_network(), path), ["torch.nn.modules.linear.Linear", "state_dict"]),
+    "NaN": (lambda path: write_zip(with_value(float("nan")), path), ["NaN or infinite values in `3.weight`"]),
+    "infinite": (lambda path: write_zip(with_value(float("inf")), path), ["NaN or infinite values in `3.weight`"]),
+    "all-zero layer": (
+        lambda path: write_zip(all_zero(), path),
+        ["all weights of `3` are zero", "--allow-zero-layers"],
+    ),
+    "one key missing": (lambda path: write_zip(one_missing(), path), ["1 missing (5.bias)"]),
+    "no state dict": (lambda path: write_zip({"epoch": 3}, path), ["holds no state dict"]),
+}
+
+
+@pytest.mark.parametrize(("write", "words"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_bad_checkpoint_is_refused_and_nothing_is_written(shop, write, words):
+    write(shop / "bad.pt")
+    before = listing(shop)
+    assert_refused(compress("-o", "new.safetensors", checkpoint="bad.pt"), *words)
+    assert listing(shop) == before
+
+
+def test_all_zero_layers_stay_as_they_are_where_that_is_wanted(shop):
+    write_zip(all_zero(), shop / "zero.pt")
+    result = compress("--allow-zero-layers", "-o", "new.safetensors", checkpoint="zero.pt")
+    assert result.exit_code == 0
+    layers = json.loads((shop / "new.report.json").read_text())["layers"]
+    assert next(layer for layer in layers if layer["name"] == "3")["reason"] == "all its weights are zero"
+
+
+def write_broken_image(folder):
+    for split in ("train", "val"):
+        for name in ("ant", "bee", "cat"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (5, 6), 40 * number).save(folder / split / name / f"{number}.png")
+    (folder / "train" / "bee" / "2.png").write_bytes(b"no image")
+
+
+BAD_DATA = {
+    "missing": (lambda folder: None, ["no data at `images`"]),
+    "no classes": (lambda folder: folder.mkdir(), ["has no images"]),
+    "images without classes": (
+        lambda folder: (folder.mkdir(), Image.new("L", (5, 6)).save(folder / "a.png")),
+        ["outside of class folders"],
+    ),
+    "an unreadable image": (write_broken_image, ["cannot read the image `images/train/bee/2.png`"]),
+    "another number of classes": (
+        lambda folder: [write_idx_pair(folder, prefix, count=30, classes=5) for prefix in ("train", "t10k")],
+        ["has 5 classes, the network 3"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "words"), BAD_DATA.values(), ids=BAD_DATA.keys())
+def test_bad_data_are_refused_and_nothing_is_written(shop, write, words):
+    write(shop / "images")
+    before = listing(shop)
+    result = compress("--data", "images", "--epochs", "1", "--batch-size", "20", "-o", "new.safetensors")
+    assert_refused(result, *words)
+    assert listing(shop) == before
+
+
+BAD_OPTIONS = {
+    "tolerance 0": (["--tol", "0"], ["--tol must lie strictly between 0 and 1, got 0"]),
+    "tolerance 1": (["--tol", "1"], ["--tol"]),
+    "tolerance below 0": (["--tol", "-0.1"], ["--tol"]),
+    "tolerance nan": (["--tol", "nan"], ["--tol"]),
+    "tolerance while training": ([*TRAIN, "--tol", "1.5"], ["--tol"]),
+    "unwritable": (["-o", "nowhere/new.safetensors"], ["no folder `nowhere`", "mkdir"]),
+    "output is a folder": (["-o", "data"], ["data"]),
+    "not safetensors": (["-o", "new.pt"], ["must end in .safetensors"]),
+    "epochs without data": (["--epochs", "3"], ["--epochs needs images", "--data"]),
+    "beta without data": (["--beta", "0.1"], ["--beta needs images"]),
+    "no device": (["--device", "cuda:99"], ["no device `cuda:99`"]),
+    "batch of one": ([*TRAIN[:4], "--batch-size", "1"], ["--batch-size must be at least 2"]),
+    "argument without a value": (["--arch-arg", "classes"], ["KEY=VALUE"]),
+    "argument that is not taken": (["--arch-arg", "depth=3"], ["depth"]),
+    "input size": (["--input-size", "1,28"], ["--input-size takes 3 positive numbers"]),
+    "mean": (["--mean", "grey"], ["--mean takes numbers"]),
+    "wrong input size": (["--input-size", "3,6,5", "--mean", "0.5"], ["does not take a 3x6x5 image", "--input-size"]),
+    "weights key": (["--weights-key", "model"], ["no state dict under `model`"]),
+    "arch": (["--arch", "resnet5O"], ["no architecture named `resnet5O`", "resnet50"]),
+    "wrong arch": (["--arch", "resnet18"], ["does not fit `timm/resnet18`", "missing (conv1.weight", "unexpected"]),
+    "arch without a function": (["--arch", "net.py:make"], ["has no `make`"]),
+    "arch without a file": (["--arch", "nets.py:build"], ["no file `nets.py`"]),
+    "hub": (["--arch", "net.py:build", "--match-by-order", "--strict-arch", "--tol", "2"], ["--tol"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS.values(), ids=BAD_OPTIONS.keys())
+def test_a_bad_option_is_refused_and_nothing_is_written(shop, options, words):
+    before = listing(shop)
+    named = [] if "-o" in options else ["-o", "new.safetensors"]
+    assert_refused(compress(*named, *options), *words)
+    assert listing(shop) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--epochs", "many"],
+        ["--epochs", "-1"],
+        ["--no-such-option"],
+        ["--penalty", "none"],
+        ["--precision", "int8"],
+        ["extra"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2_and_nothing_is_written(shop, options):
+    before = listing(shop)
+    result = compress("-o", "new.safetensors", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert listing(shop) == before
+
+
+def test_no_permission_is_told_before_the_work_begins(shop, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # the superuser may write anywhere
+    assert_refused(compress("-o", "new.safetensors"), "no permission to write into `.`")
+
+
+def test_ctrl_c_in_the_middle_of_fine_tuning_leaves_nothing(shop, monkeypatch):
+    before = listing(shop)
+
+    def interrupted(*args, on_progress, **kwargs):
+        def interrupt(progress):
+            on_progress(progress)
+            if progress.step == 4:  # in the second epoch
+                raise KeyboardInterrupt
+
+        return fine_tune(*args, on_progress=interrupt, **kwargs)
+
+    fine_tune = pipeline.fine_tune_
+    monkeypatch.setattr(pipeline, "fine_tune_", interrupted)
+    result = compress(*TRAIN, "-o", "new.safetensors")
+    assert "epoch 1/2" in result.stderr
+    assert_refused(result, "interrupted; nothing was written")
+    assert listing(shop) == before
+
+
+def test_memory_that_runs_out_is_an_explained_error(shop, monkeypatch):
+    def hungry(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "load_checkpoint", hungry)
+    assert_refused(compress("-o", "new.safetensors"), "not enough memory")
+
+
+def test_a_full_disk_is_an_explained_error(shop, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    before = listing(shop)
+    monkeypatch.setattr("os.fsync", full)
+    assert_refused(compress("-o", "new.safetensors"), "No space left on device")
+    assert listing(shop) == before

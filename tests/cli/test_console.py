@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import typer
+
+from lrcompress.cli.console import describe_training, explain_errors, fail, print_json, print_table
+from lrcompress.dlrt import TrainingProgress
+from lrcompress.errors import DataError
+
+
+def test_an_error_is_one_line_and_its_hint_another(capsys):
+    @explain_errors
+    def verb():
+        raise DataError("two\nlines  of text", hint="do this")
+
+    with pytest.raises(typer.Exit) as ended:
+        verb()
+    assert ended.value.exit_code == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: two lines of text\nhint: do this\n"
+    assert captured.out == ""
+
+
+def test_an_error_without_a_hint_has_no_line_for_it(capsys):
+    with pytest.raises(typer.Exit):
+        fail("wrong", "")
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+def test_errors_of_the_program_itself_are_not_hidden():
+    @explain_errors
+    def verb():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        verb()
+
+
+def test_what_a_verb_returns_is_kept():
+    assert explain_errors(lambda: 3)() == 3
+
+
+def test_json_is_sorted_and_never_holds_nan(capsys):
+    print_json({"b": 1, "a": "ε"})
+    assert list(json.loads(capsys.readouterr().out)) == ["a", "b"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        print_json(float("nan"))
+
+
+def test_tables_go_to_stderr_and_their_cells_are_text(capsys):
+    print_table("title", ["layer", "rank"], [["[bold]0[/bold]", "4"], ["/tmp/[x]", "5"]])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for text in ("title", "[bold]0[/bold]", "/tmp/[x]"):
+        assert text in captured.err
+
+
+def test_the_training_bar_tells_loss_accuracy_ranks_and_size():
+    progress = TrainingProgress(
+        step=3, steps=9, epoch=1, epochs=3, loss=0.5, held_out_accuracy=0.875, mean_rank=12.4, parameters=1_234_567
+    )
+    assert describe_training(progress) == "epoch 1/3  loss 0.500  held-out 87.50 %  mean rank 12  1.235 M parameters"

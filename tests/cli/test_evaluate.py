@@ -1,0 +1,38 @@
+import json
+
+from command import assert_refused, run
+from workshop import listing
+
+
+def evaluate(*args):
+    return run("evaluate", "out.safetensors", "--arch", "net.py:build", *args)
+
+
+def test_the_reports_path_is_all_that_goes_to_stdout(shop):
+    result = evaluate("--data", "data")
+    assert (result.exit_code, result.stdout) == (0, "out.report.json\n")
+    assert "Clean accuracy" in result.stderr
+    assert "McNemar" in result.stderr
+
+
+def test_json_on_stdout_is_the_evaluation_without_attacks(shop):
+    values = json.loads(evaluate("--data", "data", "--samples", "12", "--json").stdout)
+    assert (values["images"], values["settings"]["attacks"]) == (12, [])
+    assert list(values["models"]) == ["baseline", "compressed"]
+
+
+def test_without_data_the_user_is_asked_for_some(shop):
+    before = listing(shop)
+    assert_refused(evaluate(), "no sample images fit a network of 3 classes and 1 channels", "--data DIR")
+    assert listing(shop) == before
+
+
+def test_the_data_of_the_fine_tuning_is_used_again(shop):
+    result = run("evaluate", "tuned.safetensors", "--arch", "net.py:build", "--json")
+    assert json.loads(result.stdout)["images"] == 30
+
+
+def test_data_that_are_not_there_are_refused(shop):
+    before = listing(shop)
+    assert_refused(evaluate("--data", "nowhere"), "no data at `nowhere`")
+    assert listing(shop) == before

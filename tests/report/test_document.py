@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+from artifacts import compressed
+from networks import tiny_cnn
+from reports import evaluation
+
+from lrcompress.errors import ArtifactError
+from lrcompress.measure import LatencyRatio
+from lrcompress.models import Architecture
+from lrcompress.report import build_report, read_report, report_paths, with_evaluation
+
+LATENCY = LatencyRatio(4.0, 2.0, 0.5, (0.4, 0.6), 1, 9, "cpu, 1 threads")
+
+
+@pytest.fixture
+def report():
+    manifest = compressed(tiny_cnn(), Architecture("custom", "net.py:build"), (3, 8, 8), tol=0.1)[1]
+    return build_report(
+        manifest, artifact=Path("out.safetensors"), artifact_bytes=300, artifact_sha256="ab", latency=LATENCY
+    )
+
+
+@pytest.mark.parametrize(
+    ("artifact", "stem"), [("out.safetensors", "out"), ("a/b.c.safetensors", "a/b.c"), ("bare", "bare")]
+)
+def test_reports_lie_beside_the_artifact(artifact, stem):
+    assert [str(path) for path in report_paths(Path(artifact))] == [f"{stem}.report.json", f"{stem}.report.html"]
+
+
+def test_a_report_is_the_same_after_a_trip_through_json(report):
+    report = with_evaluation(report, evaluation(), command="lrcompress attack out.safetensors")
+    assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
+    assert json.loads(json.dumps(report, allow_nan=False))["latency"]["ratio"] == 0.5
+
+
+def test_sizes_are_those_of_the_costs_and_of_the_file(report):
+    # The helper's costs: 100 → 50 parameters, 1000 → 500 operations; 400 bytes → the file's 300.
+    assert report["size"]["removed"] == pytest.approx({"parameters": 0.5, "macs": 0.5, "bytes": 0.25})
+    assert report["size"]["compressed"]["bytes"] == report["artifact"]["bytes"] == 300
+
+
+def test_an_evaluation_is_added_and_the_report_before_is_as_it_was(report):
+    before = json.dumps(report)
+    updated = with_evaluation(report, evaluation(), command="typed")
+    assert json.dumps(report) == before
+    assert updated["evaluations"][0]["command"] == "typed"
+    assert updated["verdict"] != report["verdict"]
+
+
+def test_the_same_question_is_answered_once_with_the_latest_answer(report):
+    report = with_evaluation(report, evaluation(clean=(18, 16)), command="first")
+    report = with_evaluation(report, evaluation(clean=(18, 17)), command="second")
+    (only,) = report["evaluations"]
+    assert (only["command"], only["models"]["compressed"]["clean"]["correct"]) == ("second", 17)
+
+
+@pytest.mark.parametrize("other", [{"data": "other data"}, {"attacked": False}, {"seed": 1}])
+def test_other_questions_stand_beside_each_other(report, other):
+    report = with_evaluation(report, evaluation(), command="first")
+    report = with_evaluation(report, evaluation(**other), command="second")
+    assert [e["command"] for e in report["evaluations"]] == ["first", "second"]
+
+
+def test_a_report_is_read_again_if_it_is_about_the_same_file(report, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps(report))
+    assert read_report(tmp_path / "r.json", artifact_sha256="ab") == json.loads(json.dumps(report))
+    assert read_report(tmp_path / "r.json", artifact_sha256="cd") is None
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"[]", b"{}", b'{"schema": 1}', b'{"schema": "x"}', b"\xff\xfe\x00"]
+)
+def test_what_is_no_report_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "r.json").write_bytes(content)
+    assert read_report(tmp_path / "r.json", artifact_sha256="ab") is None
+
+
+def test_a_report_of_a_newer_schema_is_not_lost(report, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps(report | {"schema": report["schema"] + 1}))
+    with pytest.raises(ArtifactError, match="has schema 2, this program writes 1") as refused:
+        read_report(tmp_path / "r.json", artifact_sha256="ab")
+    assert "move the report away" in refused.value.hint

@@ -1,0 +1,100 @@
+import pytest
+from reports import evaluation
+
+from lrcompress.report import accuracy_sentences, radius, verdict
+from lrcompress.report.verdict import points
+from lrcompress.robustness import Finding
+
+SIZE = {
+    "baseline": {"bytes": 4_000_000, "parameters": 1000, "macs": 2000},
+    "compressed": {"bytes": 1_000_000, "parameters": 200, "macs": 900},
+    "removed": {"bytes": 0.75, "parameters": 0.8, "macs": 0.55},
+}
+LAYERS = [
+    {"name": "a", "relative_error": 0.04},
+    {"name": "b", "relative_error": 0.09},
+    {"name": "c", "reason": "depthwise"},
+]
+
+
+def report(*evaluations, **values):
+    base = {"size": SIZE, "layers": LAYERS, "recipe": {"guaranteed_tol": 0.1}, "latency": None}
+    return {**base, "evaluations": [e.to_json() for e in evaluations], **values}
+
+
+def test_size_and_guarantee_come_first():
+    size, guarantee, accuracy = verdict(report())
+    assert size == (
+        "The file is 75.0 % smaller (4,000,000 → 1,000,000 bytes); of the whole model 80.0 % of the parameters and "
+        "55.0 % of the multiply-accumulates are gone."
+    )
+    assert guarantee == "2 layers are factorised, each within a relative error of 0.1 (largest 0.0900)."
+    assert accuracy.startswith("Accuracy was not measured")
+
+
+def test_after_fine_tuning_no_error_is_promised():
+    assert verdict(report(recipe={"guaranteed_tol": None}))[1] == "2 layers are factorised and fine-tuned."
+
+
+def test_a_model_without_factorised_layers_says_so():
+    assert verdict(report(layers=LAYERS[2:]))[1].startswith("No layer was factorised")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "quartiles", "words"),
+    [
+        (0.5, (0.4, 0.6), "2.00 times as fast"),
+        (0.95, (0.9, 1.05), "no measurable difference"),
+        (1.3, (1.2, 1.4), "slower: 1.30 times the time"),
+    ],
+)
+def test_speed_is_told_as_it_was_measured(ratio, quartiles, words):
+    latency = {"ratio": ratio, "ratio_quartiles": quartiles, "rounds": 9, "batch_size": 1, "device": "cpu"}
+    sentence = verdict(report(latency=latency))[2]
+    assert words in sentence
+    assert f"{quartiles[0]:.2f} to {quartiles[1]:.2f}" in sentence
+
+
+def test_accuracy_is_told_with_difference_interval_and_flips():
+    (sentence,) = accuracy_sentences(evaluation().to_json())
+    assert sentence == (
+        "Clean accuracy 90.00 → 80.00 % on 20 images (-10.0 points, 95 % interval 58.4 to 91.9; 2 images lost, "
+        "0 gained, McNemar p = 0.5)."
+    )
+
+
+def test_accuracy_without_a_baseline_says_so():
+    (sentence,) = accuracy_sentences(evaluation(baseline=False).to_json())
+    assert sentence == "Clean accuracy 80.00 % on 20 images (95 % interval 58.4 to 91.9); no baseline."
+
+
+def test_robustness_is_told_radius_by_radius_with_its_strength():
+    sentences = verdict(report(evaluation()))
+    assert sentences[-3:] == [
+        "Worst case of pgd, 20 steps, 2 restart(s), 20 images:",
+        "ℓ∞ ε = 4/255: 50.0 → 60.0 % robust (+10.0 points, McNemar p = 0.5).",
+        "ℓ∞ ε = 8/255: 20.0 → 15.0 % robust (-5.0 points, McNemar p = 1).",
+    ]
+    assert verdict(report(evaluation(baseline=False)))[-1] == "ℓ∞ ε = 8/255: 15.0 % robust."
+
+
+@pytest.mark.parametrize("attacked", [True, False])
+def test_doubts_are_told_beside_the_figures(attacked):
+    doubt = Finding("inconclusive", "few images")
+    assert verdict(report(evaluation(findings=(doubt,), attacked=attacked)))[-1] == "INCONCLUSIVE: few images."
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm", "expected"),
+    [
+        (8 / 255, "linf", "8/255"), (1.0, "linf", "255/255"), (0.03, "linf", "0.03"), (0.0, "linf", "0"),
+        (0.5, "l2", "0.5"), (8 / 255, "l2", "0.03137"),
+    ],
+)  # fmt: skip
+def test_radii_are_written_as_people_do(eps, norm, expected):
+    assert radius(eps, norm) == expected
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.012, "+1.2 points"), (-0.1, "-10.0 points"), (0, "+0.0 points")])
+def test_differences_have_a_sign(share, expected):
+    assert points(share) == expected

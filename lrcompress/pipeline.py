@@ -22,7 +22,7 @@ from lrcompress.artifact import (
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, open_images, random_subset
 from lrcompress.dlrt import DlrtOptions, FineTuning, TrainingProgress, fine_tune_
 from lrcompress.errors import DataError, LRCompressError, OptionError
@@ -236,15 +236,14 @@ def find_baseline(
     reason = f"`{recorded}` is not there (name it with --baseline)"
     for place in dict.fromkeys(places):
         try:
-            loaded = load_checkpoint(place, _baseline_options(manifest, arch))
+            if file_sha256(find_weights(place)) == manifest.source["sha256"]:
+                return load_checkpoint(place, _baseline_options(manifest, arch)), ""
         except LRCompressError as error:
             if explicit:
                 raise
             if Path(place).exists():
                 reason = error.message
             continue
-        if loaded.source.sha256 == manifest.source["sha256"]:
-            return loaded, ""
         reason = f"`{place}` is not the file that was compressed: its SHA-256 differs"
         if explicit:
             raise OptionError(reason, hint="name the original checkpoint with --baseline")

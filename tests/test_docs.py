@@ -15,7 +15,7 @@ import lrcompress
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-COMMAND = re.compile(r"^(?: {4}|\$ |`)(lrcompress [a-z][^#`]*)", re.MULTILINE)
+COMMAND = re.compile(r"^(?: {4}|\$ |`)(lrcompress [a-z][^#`\n]*)", re.MULTILINE)
 
 
 def blocks(page: Path) -> list[str]:

@@ -4,12 +4,14 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lrcompress.artifact.files import write_atomically
 from lrcompress.artifact.load import check_same_tensors, load_artifact
 from lrcompress.artifact.manifest import Manifest
 from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, serialize, stored_tensors
+from lrcompress.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,17 @@ def pack_artifact(model: nn.Module, manifest: Manifest) -> PackedArtifact:
     Args:
         model: the folded low-rank network, its weights rounded to `manifest.dtype`.
         manifest: its digest and shared tensors are filled in here.
+
+    Raises:
+        ArtifactError: if a value is not finite once it is stored.
     """
     tensors, shared = stored_tensors(model, manifest.dtype)
+    infinite = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if infinite:
+        raise ArtifactError(
+            f"`{infinite[0]}` does not fit into {manifest.dtype}, the type of the checkpoint's weights",
+            hint="convert the checkpoint to float32 first",
+        )
     final = replace(manifest, shared=shared, tensors_sha256=digest_tensors(tensors))
     content = serialize(tensors, {"format": "pt", METADATA_KEY: final.dumps()})
     return PackedArtifact(model, final, content, hashlib.sha256(content).hexdigest())

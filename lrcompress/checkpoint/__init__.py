@@ -1,6 +1,6 @@
 """Stage 1: a checkpoint file, folder or hub name becomes a `LoadedModel`."""
 
-from lrcompress.checkpoint.load import LoadedModel, LoadOptions, Source, load_checkpoint
+from lrcompress.checkpoint.load import LoadedModel, LoadOptions, Source, find_weights, load_checkpoint
 from lrcompress.checkpoint.read import file_sha256
 
-__all__ = ["LoadOptions", "LoadedModel", "Source", "file_sha256", "load_checkpoint"]
+__all__ = ["LoadOptions", "LoadedModel", "Source", "file_sha256", "find_weights", "load_checkpoint"]

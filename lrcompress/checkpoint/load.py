@@ -176,13 +176,26 @@ def _read(source: str, options: LoadOptions) -> tuple[Path, StateDict]:
     return path, state
 
 
+def find_weights(source: str) -> Path:
+    """Returns the local file with the weights of a path or hub name, without reading it.
+
+    Raises:
+        CheckpointError: if there is none.
+        HubError: if it cannot be fetched.
+    """
+    path = fetch(source).path if is_hub_name(source) else Path(source).expanduser()
+    if path.is_dir():
+        return _weights_in(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at `{source}`", hint="give a file, a Hugging Face folder, or a hub name")
+    return path
+
+
 def _weights_in(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(
-        f"`{folder}` has a config.json but no weights", hint="expected model.safetensors or pytorch_model.bin in it"
-    )
+    raise CheckpointError(f"`{folder}` has no weights", hint="expected model.safetensors or pytorch_model.bin in it")
 
 
 def _with_config(state: StateDict, config: Mapping[str, Any]) -> StateDict:
@@ -202,7 +215,8 @@ def _choose(state: StateDict, options: LoadOptions, source: str) -> _Choice:
     named = options.arch or _name_in_file(state, source)
     if named is not None:
         chosen_by = "--arch" if options.arch else "the file"
-        arguments = {**(state.arguments if state.architecture in (None, named) else {}), **options.arch_arguments}
+        said = state.arguments if _is_same_name(state.architecture, named) else {}
+        arguments = {**said, **options.arch_arguments}
         return _choose_named(named, arguments, chosen_by, variants, source)
     for prefix, tensors in variants:
         shapes = {key: tuple(value.shape) for key, value in tensors.items()}
@@ -215,6 +229,11 @@ def _choose(state: StateDict, options: LoadOptions, source: str) -> _Choice:
             architecture = parse_name(labels[0], {**arguments, **options.arch_arguments})
             return _Choice(architecture, tensors, prefix, "fingerprint", tuple(labels))
     raise _no_architecture(variants, source)
+
+
+def _is_same_name(in_file: str | None, named: str) -> bool:
+    """Whether the arguments in a file are meant for the named architecture: a file that names none means any."""
+    return in_file is None or in_file.rpartition("/")[2] == named.rpartition("/")[2]
 
 
 def _name_in_file(state: StateDict, source: str) -> str | None:

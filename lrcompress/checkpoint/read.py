@@ -103,7 +103,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path, size: int, header: int) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     if 8 + header > size:
@@ -111,7 +111,12 @@ def _read_safetensors(path: Path, size: int, header: int) -> dict[str, torch.Ten
             f"`{path}` claims a header of {header} bytes but has {size} bytes", hint="copy or download the file again"
         )
     try:
+        with safe_open(path, framework="pt") as file:
+            if "lrcompress" in (file.metadata() or {}):
+                raise CheckpointError(f"`{path}` is compressed already", hint=f"lrcompress inspect {path}")
         return load_file(path)
+    except CheckpointError:
+        raise
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"`{path}` is a damaged safetensors file: {error}", hint="copy or download the file again"

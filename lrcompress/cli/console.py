@@ -51,7 +51,7 @@ def explain_errors(verb: Callable[P, R]) -> Callable[P, R]:
         except LRCompressError as error:
             fail(error.message, error.hint)
         except KeyboardInterrupt:
-            fail("interrupted; nothing was written", "start the same command again")
+            fail("interrupted; no file was changed or left half-written", "start the same command again")
         except MemoryError:
             fail("not enough memory", "lower --batch-size, or use a machine with more")
 
@@ -106,6 +106,7 @@ def follow_progress() -> "Iterator[Observer]":
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         training = progress.add_task("fine-tuning", visible=False)
         attacking = progress.add_task("attack", visible=False)
+
         def on_training(state: "TrainingProgress") -> None:
             text = describe_training(state)
             progress.update(training, description=text, total=state.steps, completed=state.step, visible=True)

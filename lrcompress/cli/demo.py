@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FASHION: dict[str, Any] = {
     "tol": 0.15,
-    "max_rank": 21,
-    "epochs": 12,
+    "max_rank": 20,
+    "epochs": 20,
     "lr": 2e-3,
     "beta": 0.01,
 }
@@ -52,7 +52,7 @@ def demo(
             reports["imagenet"] = _imagenet(weights, output, observer)
     _print_summary(reports)
     for report in reports.values():
-        stderr().print(f"\n[bold]{report['artifact']['path']}[/]")
+        stderr().print(f"\n{report['artifact']['path']}", markup=False, style="bold")
         for sentence in report["verdict"]:
             stderr().print(f"  {sentence}", markup=False)
     html = output / "fashion.report.html"

@@ -61,6 +61,8 @@ def evaluate(
     print_table(f"{evaluation.images} images of {evaluation.data}: accuracy [95 % interval]", columns, rows)
     for sentence in accuracy_sentences(evaluation.to_json()):
         stderr().print(sentence, markup=False)
+    for finding in evaluation.findings:
+        stderr().print(f"{finding.severity.upper()}: {finding.message}", markup=False)
     if as_json:
         print_json(evaluation.to_json())
     else:

@@ -51,6 +51,8 @@ def read_idx(path: Path) -> UInt8[Tensor, "..."]:
         raise DataError(
             f"`{path}` is not a whole idx file: {error}", hint="fetch the file again from its source"
         ) from error
+    if array.size == 0:
+        raise DataError(f"`{path}` is empty", hint="fetch the file again from its source")
     if magic != 0 or kind != 8:
         raise DataError(f"`{path}` is not an idx file of unsigned bytes", hint="fetch the file again from its source")
     return torch.from_numpy(array.copy())

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrcompress.data.idx import IdxImages, find_idx_files
+from lrcompress.data.idx import IdxImages, find_idx_files, read_idx
 from lrcompress.data.images import ImageSet
 from lrcompress.errors import DataError
 
@@ -99,7 +99,9 @@ def open_images(
         )
     if pair is not None:
         dataset = IdxImages(*pair, channels=input_size[0], size=input_size[1:])
-        names = tuple(str(label) for label in range(int(dataset.labels.max()) + 1))
+        # A split may lack the last class, so both are counted.
+        largest = max(int(read_idx(labels).max()) for _, labels in filter(None, (pair, other)))
+        names = tuple(str(label) for label in range(largest + 1))
         return ImageSet(dataset, names, f"{source} ({split} split)")
     return _open_folder(folder, split, _transform(input_size, crop_pct, interpolation), _mode(input_size))
 

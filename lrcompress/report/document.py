@@ -13,6 +13,7 @@ from lrcompress.report.verdict import verdict
 from lrcompress.robustness import Evaluation
 
 REPORT_SCHEMA = 1
+REPORT_KEYS = {"artifact", "source", "size", "latency", "recipe", "layers", "training_log", "evaluations", "versions"}
 
 
 def report_paths(artifact: Path) -> tuple[Path, Path]:
@@ -89,6 +90,7 @@ def read_report(path: Path, *, artifact_sha256: str) -> dict[str, Any] | None:
                 f"`{path}` has schema {report['schema']}, this program writes {REPORT_SCHEMA}",
                 hint="upgrade lrcompress, or move the report away",
             )
-        return report if report["artifact"]["sha256"] == artifact_sha256 else None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        whole = report.keys() >= REPORT_KEYS
+        return report if whole and report["artifact"]["sha256"] == artifact_sha256 else None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
         return None

@@ -15,7 +15,7 @@ from lrcompress.measure import predict_correct
 from lrcompress.robustness.attacks import ATTACKS, AttackSettings
 from lrcompress.robustness.checks import find_doubts
 from lrcompress.robustness.evaluation import AttackOutcome, Evaluation, ModelOutcome
-from lrcompress.robustness.foolbox_adapter import make_attack, ready_for_attack, run_attack
+from lrcompress.robustness.foolbox_adapter import ready_for_attack, run_attack
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,6 @@ def _attack_batch(
 
     Images that are broken leave the batch: what succeeds within a ball also succeeds within a larger one.
     """
-    attack = make_attack(name, settings)
     restarts = settings.restarts if ATTACKS[name].random else 1
     standing = clean.clone()
     rows = []
@@ -148,7 +147,7 @@ def _attack_batch(
                 break
             # The same for both models, different for everything else.
             seed = _seed(settings.seed, name, radius, restart, batch)
-            attacked = run_attack(attack, model, pixels[active], labels[active], eps=eps, settings=settings, seed=seed)
+            attacked = run_attack(name, model, pixels, labels, active=active, eps=eps, settings=settings, seed=seed)
             with torch.inference_mode():
                 logits = model(attacked)
             if not torch.isfinite(logits).all():

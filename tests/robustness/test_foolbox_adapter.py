@@ -7,11 +7,11 @@ import torch
 from networks import tiny_cnn
 
 from lrcompress.errors import EvaluationError
-from lrcompress.robustness import AttackSettings
+from lrcompress.robustness import AttackSettings, foolbox_adapter
 from lrcompress.robustness.foolbox_adapter import make_attack, ready_for_attack, run_attack
 
 
-def attacked(name, norm, eps, *, seed=0, steps=5):
+def attacked(name, norm, eps, *, seed=0, steps=5, active=None):
     model = tiny_cnn()
     images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     images[:4] = images[:4].round()  # many pixels at the ends of the range
@@ -19,7 +19,8 @@ def attacked(name, norm, eps, *, seed=0, steps=5):
     with torch.no_grad():
         labels = model(images).argmax(1)
     with ready_for_attack(model):
-        result = run_attack(make_attack(name, settings), model, images, labels, eps=eps, settings=settings, seed=seed)
+        everyone = torch.arange(12) if active is None else active
+        result = run_attack(name, model, images, labels, active=everyone, eps=eps, settings=settings, seed=seed)
     return images, result
 
 
@@ -44,7 +45,7 @@ def test_the_seed_decides_where_an_attack_is_random(name, random):
 
 
 @pytest.mark.parametrize("move", [lambda x: x + 0.2, lambda x: x * 0 - 0.05, lambda x: x * 0 + 1.05])
-def test_an_attack_that_leaves_its_ball_or_the_range_voids_the_figures(move):
+def test_an_attack_that_leaves_its_ball_or_the_range_voids_the_figures(monkeypatch, move):
     def cheating(model, images, labels, *, epsilons):
         return None, move(images), None
 
@@ -52,8 +53,10 @@ def test_an_attack_that_leaves_its_ball_or_the_range_voids_the_figures(move):
     if float(move(torch.tensor(0.5))) == pytest.approx(0.7):
         images = torch.full((2, 3, 8, 8), 0.5)
     settings = AttackSettings(attacks=("fgsm",), eps=(0.1,))
+    monkeypatch.setattr(foolbox_adapter, "make_attack", lambda name, settings: cheating)
+    keywords = {"active": torch.arange(2), "eps": 0.1, "settings": settings, "seed": 0}
     with pytest.raises(EvaluationError, match="left its ball"):
-        run_attack(cheating, tiny_cnn(), images, torch.zeros(2, dtype=torch.long), eps=0.1, settings=settings, seed=0)
+        run_attack("fgsm", tiny_cnn(), images, torch.zeros(2, dtype=torch.long), **keywords)
 
 
 def test_pgd_is_at_least_as_strong_as_one_step():
@@ -78,9 +81,18 @@ def test_foolbox_is_imported_where_there_is_no_git_program(tmp_path):
     code = (
         "from lrcompress.robustness.foolbox_adapter import make_attack\n"
         "from lrcompress.robustness import AttackSettings\n"
-        "print(type(make_attack('pgd', AttackSettings(attacks=('pgd',)))).__name__)"
+        "print([kind.__name__ for kind in type(make_attack('pgd', AttackSettings(attacks=('pgd',)))).__mro__[:2]])"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environment["PATH"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "LinfPGDAttack\n" or done.stdout.startswith("LinfP"), done.stderr
+    assert done.stdout == "['PairedStart', 'LinfProjectedGradientDescentAttack']\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["noise", "pgd"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_image_meets_the_same_random_numbers_whoever_else_is_left_in_the_batch(name, norm):
+    everyone = attacked(name, norm, 0.3, steps=1)[1]
+    some = torch.tensor([2, 7, 11])
+    assert torch.allclose(attacked(name, norm, 0.3, steps=1, active=some)[1], everyone[some], atol=1e-6)
+    assert not torch.allclose(everyone[some], attacked(name, norm, 0.3, steps=1, active=some, seed=1)[1], atol=1e-3)

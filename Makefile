@@ -29,7 +29,9 @@ docs: $(INSTALLED) ## Build the documentation strictly into site/
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(INSTALLED) ## Print the figures of all committed benchmark results
-	@for file in benchmarks/*.py; do grep -q -- --summary $$file && $(BIN)/python $$file --summary; done
+	@for file in benchmarks/*.py; do \
+	  if grep -q '"--summary"' $$file; then $(BIN)/python $$file --summary; fi; \
+	done
 
 clean: ## Remove everything that was made
 	rm -rf .venv site build demo-out *.egg-info

@@ -24,7 +24,7 @@ def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
     }
     circumstances = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, no GPU",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, on the CPU",
         "python": platform.python_version(),
         "versions": versions,
     }

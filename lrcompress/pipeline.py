@@ -25,11 +25,11 @@ from lrcompress.artifact import (
 from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, open_images, random_subset
 from lrcompress.dlrt import DlrtOptions, FineTuning, TrainingProgress, fine_tune_
-from lrcompress.errors import DataError, LRCompressError, OptionError
+from lrcompress.errors import DataError, LRCompressError, OptionError, OutputError
 from lrcompress.factorize import describe_layers, factorize, fold_
 from lrcompress.linalg import condition_number
-from lrcompress.measure import count_macs, count_parameters, measure_latency
-from lrcompress.models import PixelModel, Preprocessing
+from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
+from lrcompress.models import PixelModel, Preprocessing, is_hub_name
 from lrcompress.nn import factored_layers
 from lrcompress.plan import CompressionPlan, Tolerance, TrainingStart, make_plan
 from lrcompress.report import build_report, read_report, render_html, report_paths, with_evaluation
@@ -55,6 +55,7 @@ class CompressOptions:
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
         training: settings of DLRT; None does not fine-tune.
         samples: largest number of test images for the report; None takes all.
+        seed: of the choice of these images.
         include_first: factorise the first layer too.
         include_classifier: factorise the classifier too.
         allow_zero_layers: leave all-zero layers dense instead of refusing them.
@@ -68,12 +69,19 @@ class CompressOptions:
     data: str | None = None
     training: DlrtOptions | None = None
     samples: int | None = None
+    seed: int = 0
     include_first: bool = False
     include_classifier: bool = False
     allow_zero_layers: bool = False
     device: str = "cpu"
     overwrite: bool = False
     command: str = "lrcompress.compress(…)"
+
+    def __post_init__(self) -> None:
+        if self.training is not None and self.training.tol != self.tol:
+            raise OptionError(
+                f"the plan has tolerance {self.tol}, the training {self.training.tol}", hint="give both the same"
+            )
 
 
 def compress(
@@ -103,6 +111,8 @@ def compress(
     if path.suffix != ".safetensors":
         raise OptionError(f"the output must end in .safetensors, got `{path}`", hint=f"-o {path.stem}.safetensors")
     check_outputs([path, *report_paths(path)], overwrite=options.overwrite)
+    if path.exists() and not is_hub_name(source) and path.samefile(find_weights(source)):
+        raise OutputError(f"`{path}` is the checkpoint itself, which is kept", hint="name another file with -o")
 
     observer.on_stage(f"reading {source}")
     loaded = load_checkpoint(source, options.load)
@@ -150,8 +160,9 @@ def compress(
     # Only now, when all that takes long is done: an interrupted run leaves nothing behind.
     observer.on_stage("writing")
     model.to("cpu")
+    documents = _render(report)
     save_artifact(path, packed)
-    _write_report(path, report)
+    _write_report(path, documents)
     return report
 
 
@@ -196,6 +207,9 @@ def evaluate(
     observer = observer or Observer()
     artifact = load_artifact(path, arch=options.arch)
     manifest, sha256 = artifact.manifest, file_sha256(path)
+    # Before the work, so that nothing is lost when a report cannot be read or written.
+    check_outputs(report_paths(path), overwrite=True)
+    report = read_report(report_paths(path)[0], artifact_sha256=sha256)
     images = _evaluation_images(manifest, options, observer)
     models = [EvaluatedModel("compressed", _on_pixels(artifact.model, manifest.preprocessing, options.device), sha256)]
     baseline, missing = find_baseline(path, artifact, explicit=options.baseline, arch=options.arch)
@@ -206,11 +220,10 @@ def evaluate(
         models.insert(0, EvaluatedModel("baseline", network, baseline.source.sha256))
     observer.on_stage(f"evaluating on {len(images)} images: {images.description}")
     evaluation = evaluate_models(models, images, options.settings, on_progress=observer.on_attack)
-    report = read_report(report_paths(path)[0], artifact_sha256=sha256) or build_report(
-        manifest, artifact=path, artifact_bytes=path.stat().st_size, artifact_sha256=sha256
-    )
+    if report is None:
+        report = build_report(manifest, artifact=path, artifact_bytes=path.stat().st_size, artifact_sha256=sha256)
     report = with_evaluation(report, evaluation, command=options.command)
-    _write_report(path, report)
+    _write_report(path, _render(report))
     return evaluation, report
 
 
@@ -232,6 +245,8 @@ def find_baseline(
     """
     manifest = artifact.manifest
     recorded = str(manifest.source["path"])
+    if explicit is None and is_hub_name(recorded):
+        return None, f"it comes from a hub, and nothing is fetched unasked (--baseline {recorded})"
     places = [explicit] if explicit else [recorded, str(path.parent / recorded), str(path.parent / Path(recorded).name)]
     reason = f"`{recorded}` is not there (name it with --baseline)"
     for place in dict.fromkeys(places):
@@ -302,7 +317,7 @@ def _open_data(loaded: LoadedModel, options: CompressOptions) -> tuple[ImageSet 
         )
     test = open_for(loaded.preprocessing, loaded.num_classes, options.data, "test")
     if options.samples is not None:
-        test = random_subset(test, options.samples, seed=0)
+        test = random_subset(test, options.samples, seed=options.seed)
     if options.training is None:
         return None, test
     return open_for(loaded.preprocessing, loaded.num_classes, options.data, "train"), test
@@ -361,23 +376,19 @@ def _manifest(
         recipe=recipe,
         source=asdict(loaded.source) | {"candidates": list(loaded.source.candidates)},
         baseline=Cost(count_parameters(loaded.model), loaded.source.bytes, count_macs(loaded.model, size)),
-        compressed=Cost(count_parameters(model), _stored_bytes(model, loaded.dtype), count_macs(model, size)),
+        compressed=Cost(
+            count_parameters(model), tensor_bytes(model, getattr(torch, loaded.dtype)), count_macs(model, size)
+        ),
         shared={},
         tensors_sha256="",
         versions=installed_versions(),
     )
 
 
-def _stored_bytes(model: nn.Module, dtype: str) -> int:
-    width = torch.finfo(getattr(torch, dtype)).bits // 8
-    return sum(
-        value.numel() * (width if value.is_floating_point() else value.element_size())
-        for value in model.state_dict().values()
-    )
-
-
 def _evaluation_images(manifest: Manifest, options: EvaluateOptions, observer: Observer) -> ImageSet:
-    source = options.data or (manifest.recipe.get("fine_tuning") or {}).get("data")
+    recorded = (manifest.recipe.get("fine_tuning") or {}).get("data")
+    # Only a folder that is there: an artifact must not be able to name something to be fetched.
+    source = options.data or (recorded if recorded and Path(recorded).is_dir() else None)
     if source is None:
         source = _fallback_samples(manifest)
         observer.on_stage(f"WARNING: no --data given: using {source}, 20 images, which give wide intervals")
@@ -413,8 +424,12 @@ def _on_pixels(model: nn.Module, preprocessing: Preprocessing, device: str) -> P
     return PixelModel(model, preprocessing).to(device)
 
 
-def _write_report(artifact: Path, report: dict[str, Any]) -> None:
-    json_path, html_path = report_paths(artifact)
+def _render(report: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Returns the report as JSON and as HTML."""
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_atomically(json_path, text.encode())
-    write_atomically(html_path, render_html(report).encode())
+    return text.encode(), render_html(report).encode()
+
+
+def _write_report(artifact: Path, documents: tuple[bytes, bytes]) -> None:
+    for path, content in zip(report_paths(artifact), documents, strict=True):
+        write_atomically(path, content)

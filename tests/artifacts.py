@@ -58,6 +58,7 @@ def compressed(
             "path": "w.pt",
             "sha256": "0" * 64,
             "bytes": 100,
+            "weight_bytes": 100,
             "match": "by name",
             "wrapper": "",
             "chosen_by": "--arch",

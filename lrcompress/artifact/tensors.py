@@ -37,8 +37,11 @@ def round_weights_(model: nn.Module, dtype: str) -> None:
 
     What is measured is then exactly what is shipped.
     """
-    if dtype != "float32":
-        model.to(getattr(torch, dtype)).float()
+    # Only what is stored: other buffers are made anew on loading, in float32.
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.to(getattr(torch, dtype)))
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

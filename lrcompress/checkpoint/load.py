@@ -1,5 +1,6 @@
 """The first stage: from a file, folder or hub name to a `LoadedModel`."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from lrcompress.checkpoint.fingerprint import (
     find_architectures,
     find_same_names,
     load_table,
+    table_versions,
 )
 from lrcompress.checkpoint.match import describe_mismatch, match_by_order, matches
 from lrcompress.checkpoint.read import file_sha256, is_safetensors, read_checkpoint, read_config
@@ -61,6 +63,7 @@ class Source:
         path: what the user gave.
         sha256: of the file with the weights.
         bytes: size of the file with the weights.
+        weight_bytes: of the tensors in the state dict alone, without optimiser states and the like.
         wrapper: key under which the state dict was found, "" if it lay bare.
         prefix: what was stripped from all tensor names.
         match: "by name" or "by order".
@@ -71,6 +74,7 @@ class Source:
     path: str
     sha256: str
     bytes: int
+    weight_bytes: int
     wrapper: str
     prefix: str
     match: str
@@ -131,6 +135,7 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
     choice = (
         _choose_by_order(state, options, file, source) if options.match_by_order else _choose(state, options, source)
     )
+    _check_arguments(choice.architecture)
     model = build_model(choice.architecture)
     tensors = match_by_order(model, choice.tensors, source) if options.match_by_order else choice.tensors
     _fill_(model, tensors, choice)
@@ -149,12 +154,24 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
             sha256=file_sha256(file),
             bytes=file.stat().st_size,
             wrapper=state.wrapper,
+            weight_bytes=sum(value.numel() * value.element_size() for value in state.tensors.values()),
             prefix=choice.prefix,
             match="by order" if options.match_by_order else "by name",
             chosen_by=choice.chosen_by,
             candidates=choice.candidates,
         ),
     )
+
+
+def _check_arguments(architecture: Architecture) -> None:
+    """Raises `ArchitectureError` for arguments that the artifact could not record."""
+    try:
+        json.dumps(dict(architecture.arguments), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(
+            f"an argument of `{architecture.label}` is not plain text, a number or a list of them: {error}",
+            hint="give it with --arch-arg KEY=VALUE",
+        ) from error
 
 
 def _read(source: str, options: LoadOptions) -> tuple[Path, StateDict]:
@@ -262,8 +279,9 @@ def _no_architecture(variants: list[tuple[str, dict[str, Tensor]]], source: str)
                 hint=f"--arch {near[0]} lists the differences; model arguments go to --arch-arg KEY=VALUE",
             )
     first = ", ".join(list(variants[-1][1])[:4])
+    versions = " and ".join(f"{name} {version}" for name, version in table_versions().items())
     return ArchitectureError(
-        f"no known architecture has the {len(variants[-1][1])} tensors in `{source}` ({first}, …)",
+        f"no architecture of {versions} has the {len(variants[-1][1])} tensors in `{source}` ({first}, …)",
         hint="name it with --arch NAME; renamed ports load with --match-by-order, own networks with file.py:factory",
     )
 
@@ -291,7 +309,7 @@ def _choose_named(
             architecture = Architecture(plain.framework, plain.name, {**_read_arguments(plain, tensors), **arguments})
             model = build_model(architecture)
             if matches(model, tensors):
-                return _Choice(architecture, tensors, prefix, chosen_by, (architecture.label,))
+                return _Choice(architecture, tensors, prefix, chosen_by, _candidates(architecture, tensors))
             first = first or (model, architecture)
     assert first is not None  # names has at least one that parses, or parse_name has raised
     model, architecture = first
@@ -300,6 +318,12 @@ def _choose_named(
         f"`{source}` does not fit `{architecture.label}`: {describe_mismatch(model, variants[-1][1])}",
         hint=f"its tensors fit {near}" if near else _hint_for_name(architecture),
     )
+
+
+def _candidates(architecture: Architecture, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns the labels of all architectures with these tensors, the chosen one first."""
+    found = find_architectures({key: tuple(value.shape) for key, value in tensors.items()})
+    return (architecture.label, *(label for label in found if label != architecture.label))
 
 
 def _hint_for_name(architecture: Architecture) -> str:
@@ -320,7 +344,8 @@ def _choose_by_order(state: StateDict, options: LoadOptions, file: Path, source:
             f"`{file}` keeps its tensors in alphabetical order, not in the network's",
             hint="match by order from the original torch file",
         )
-    architecture = parse_name(name, {**state.arguments, **options.arch_arguments})
+    said = state.arguments if _is_same_name(state.architecture, name) else {}
+    architecture = parse_name(name, {**said, **options.arch_arguments})
     return _Choice(architecture, state.tensors, "", "--arch" if options.arch else "the file", (architecture.label,))
 
 

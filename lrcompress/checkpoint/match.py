@@ -49,7 +49,7 @@ def match_by_order(model: nn.Module, tensors: Mapping[str, Tensor], source: str)
             raise ArchitectureError(
                 f"tensor {position} of `{source}` is `{key}` {tuple(tensor.shape)}, "
                 f"but the architecture has `{name}` {tuple(value.shape)} there",
-                hint="check --arch",
+                hint="check --arch, and --arch-arg num_classes=N or in_chans=N",
             )
         matched[name] = tensor
     return matched

@@ -1,64 +1,39 @@
 """Reads the tensors and the metadata out of a file, whatever its format, without executing anything in it."""
 
-import argparse
-import collections
 import hashlib
 import json
-import pathlib
 import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 
+from lrcompress.checkpoint.inert import ALLOWED_GLOBALS
 from lrcompress.errors import CheckpointError
 
-# Where pickle finds the functions that rebuild NumPy's values, without naming NumPy's private modules.
-SCALAR, RECONSTRUCT = np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]
-
-
-def _read_defaultdict(_default: Any = None) -> dict[Any, Any]:
-    """Stands in for `defaultdict`, which torch's safe reader makes but does not fill."""
-    return {}
-
-
-# What real timm, torchvision and PyTorch-example training checkpoints hold besides tensors. Nothing here can run code.
-ALLOWED_GLOBALS = [
-    argparse.Namespace,
-    collections.OrderedDict,
-    (_read_defaultdict, "collections.defaultdict"),
-    dict,
-    int,
-    float,
-    list,
-    set,
-    pathlib.Path,
-    pathlib.PurePath,
-    pathlib.PosixPath,
-    pathlib.PurePosixPath,
-    pathlib.WindowsPath,
-    pathlib.PureWindowsPath,
-    np.ndarray,
-    np.dtype,
-    SCALAR,
-    RECONSTRUCT,
-    (SCALAR, "numpy.core.multiarray.scalar"),  # the names of NumPy 1, in older files
-    (RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
-    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
-]
 SAVE_HINT = "save the state dict where the model's code is: torch.save(model.state_dict(), 'weights.pt')"
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hex."""
+    """Returns the SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _open(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"cannot read `{path}`: {error.strerror}", hint="check its permissions") from error
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -80,7 +55,7 @@ def read_checkpoint(path: Path) -> Any:
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(f"`{path}` is empty", hint="copy or download the file again")
-    with path.open("rb") as file:
+    with _open(path) as file:
         start = file.read(16)
     if zipfile.is_zipfile(path):
         return _read_torch_zip(path)

@@ -89,6 +89,8 @@ def read_preprocessing(values: Mapping[Any, Any]) -> dict[str, Any]:
         value = values.get(key)
         if isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
             found[key] = tuple(value)
+    if len(found.get("input_size", (0, 0, 0))) != 3:
+        del found["input_size"]
     if isinstance(values.get("crop_pct"), (int, float)):
         found["crop_pct"] = float(values["crop_pct"])
     if isinstance(values.get("interpolation"), str) and values["interpolation"]:
@@ -121,7 +123,8 @@ def _metadata(content: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], d
     values: dict[str, Any] = vars(args) if isinstance(args, argparse.Namespace) else {}
     if isinstance(args, Mapping):
         values = {str(key): value for key, value in args.items()}
-    name = content.get("arch") or values.get("model") or values.get("arch")
+    names = (content.get("arch"), values.get("model"), values.get("arch"))
+    name = next((name for name in names if isinstance(name, str) and name), None)
     given = values.get("model_kwargs")
     arguments = dict(given) if isinstance(given, Mapping) else {}
     for key in ("num_classes", "in_chans"):
@@ -129,4 +132,4 @@ def _metadata(content: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], d
             arguments.setdefault(key, values[key])
     if isinstance(values.get("img_size"), int) and not values.get("input_size"):
         values = values | {"input_size": (arguments.get("in_chans", 3), values["img_size"], values["img_size"])}
-    return (name if isinstance(name, str) and name else None), arguments, read_preprocessing(values)
+    return name, arguments, read_preprocessing(values)

@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from lrcompress.cli.options import (
     load_options,
 )
 from lrcompress.errors import OptionError
+
+if TYPE_CHECKING:
+    from lrcompress.dlrt import DlrtOptions
 
 DEFAULT_EPOCHS = 5
 DEFAULT_DISTILL = 0.9
@@ -62,22 +65,31 @@ def compress(
         ),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Weight β of the conditioning penalty (default 0).")] = None,
-    penalty: Annotated[Penalty, typer.Option(help="R/α² (scale-free), R (paper), or auto.")] = Penalty.AUTO,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
-    weight_decay: Annotated[float, typer.Option(help="Of cores and dense weights.")] = 0.0,
-    coefficient_steps: Annotated[int, typer.Option(help="Optimiser steps s* per DLRT cycle.")] = 10,
-    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 128,
+    penalty: Annotated[
+        Penalty | None, typer.Option(help="R/α² (scale-free), R (paper), or auto (default): by the network's layers.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of AdamW (default 0.001).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of cores and dense weights (default 0).")] = None,
+    coefficient_steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps s* per DLRT cycle (default 10).")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per training step (default 128).")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest rank of a layer while fine-tuning.")] = None,
     frozen_fraction: Annotated[
-        float, typer.Option(help="Last part of the training in which ranks and bases stay fixed.")
-    ] = 0.3,
-    held_out: Annotated[float, typer.Option(help="Share of the training images the best state is chosen on.")] = 0.1,
+        float | None, typer.Option(help="Last part of the training in which ranks and bases stay fixed (default 0.3).")
+    ] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of the training images the best state is chosen on (default 0.1).")
+    ] = None,
     distill: Annotated[
-        float, typer.Option(help="Weight of distillation from the uncompressed network in the loss, in [0, 1].")
-    ] = DEFAULT_DISTILL,
-    crop: Annotated[int, typer.Option(help="Random shifts of training images, in pixels.")] = 2,
-    flip: Annotated[bool, typer.Option(help="Mirror training images at random.")] = True,
-    precision: Annotated[Precision, typer.Option(help="Of training.")] = Precision.FLOAT32,
+        float | None,
+        typer.Option(help="Weight in the loss of distillation from the uncompressed network, 0 to 1 (default 0.9)."),
+    ] = None,
+    crop: Annotated[int | None, typer.Option(help="Random shifts of training images, in pixels (default 2).")] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror training images at random (default yes).")
+    ] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of training (default float32).")] = None,
     samples: SamplesOption = None,
     arch: ArchOption = None,
     arch_arg: ArchArgOption = None,
@@ -116,31 +128,26 @@ def compress(
     from lrcompress.pipeline import CompressOptions
     from lrcompress.pipeline import compress as run
 
-    fine_tunes = data is not None and epochs != 0
-    _check_training_options(data, epochs, beta, lr)
+    given = {
+        "beta": beta,
+        "penalty": None if penalty is None else penalty.value,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "coefficient_steps": coefficient_steps,
+        "batch_size": batch_size,
+        "max_rank": max_rank,
+        "frozen_fraction": frozen_fraction,
+        "held_out": held_out,
+        "distill": distill,
+        "crop": crop,
+        "flip": flip,
+        "precision": None if precision is None else precision.value,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if data is None and samples is not None:
+        raise OptionError("--samples needs images", hint="--data DIR")
+    training = _training_options(given, tol=tol, data=data, epochs=epochs, seed=seed)
     check_device(device)
-    training = None
-    if fine_tunes:
-        from lrcompress.dlrt import DlrtOptions
-
-        training = DlrtOptions(
-            tol=tol,
-            epochs=DEFAULT_EPOCHS if epochs is None else epochs,
-            beta=beta or 0.0,
-            penalty=penalty.value,
-            lr=1e-3 if lr is None else lr,
-            weight_decay=weight_decay,
-            coefficient_steps=coefficient_steps,
-            batch_size=batch_size,
-            frozen_fraction=frozen_fraction,
-            max_rank=max_rank,
-            held_out=held_out,
-            distill=distill,
-            crop=crop,
-            flip=flip,
-            precision=precision.value,
-            seed=seed,
-        )
     options = CompressOptions(
         tol=tol,
         load=load_options(
@@ -156,6 +163,7 @@ def compress(
         data=data,
         training=training,
         samples=samples,
+        seed=seed,
         include_first=include_first,
         include_classifier=include_classifier,
         allow_zero_layers=allow_zero_layers,
@@ -173,7 +181,17 @@ def compress(
         typer.echo(str(output))
 
 
-def _check_training_options(data: str | None, epochs: int | None, beta: float | None, lr: float | None) -> None:
-    given = [name for name, value in (("--epochs", epochs), ("--beta", beta), ("--lr", lr)) if value]
-    if data is None and given:
-        raise OptionError(f"{given[0]} needs images to fine-tune on", hint="--data DIR")
+def _training_options(
+    given: dict[str, Any], *, tol: float, data: str | None, epochs: int | None, seed: int
+) -> "DlrtOptions | None":
+    """Returns the settings of the fine-tuning, None without one; refuses settings that would have no effect."""
+    from lrcompress.dlrt import DlrtOptions
+
+    if data is not None and epochs != 0:
+        epochs = DEFAULT_EPOCHS if epochs is None else epochs
+        return DlrtOptions(tol=tol, epochs=epochs, seed=seed, **{"distill": DEFAULT_DISTILL, **given})
+    without_effect = [*given, *(["epochs"] if epochs else [])]
+    if without_effect:
+        option = "--" + without_effect[0].replace("_", "-")
+        raise OptionError(f"{option} needs images to fine-tune on", hint="--data DIR, and not --epochs 0")
+    return None

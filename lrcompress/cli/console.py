@@ -5,6 +5,7 @@ stdout carries only data; everything for people goes to stderr.
 
 import functools
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -51,8 +52,11 @@ def explain_errors(verb: Callable[P, R]) -> Callable[P, R]:
         except LRCompressError as error:
             fail(error.message, error.hint)
         except KeyboardInterrupt:
-            fail("interrupted; no file was changed or left half-written", "start the same command again")
-        except MemoryError:
+            fail("interrupted; no file is half-written", "start the same command again")
+        except (MemoryError, RuntimeError) as error:
+            # torch tells of the lack of memory in a RuntimeError, whose text alone is different.
+            if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
+                raise
             fail("not enough memory", "lower --batch-size, or use a machine with more")
 
     return wrapped

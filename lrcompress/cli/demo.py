@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrcompress.cli.compress import DEFAULT_DISTILL
 from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
 from lrcompress.cli.options import JsonOption
 from lrcompress.errors import OptionError, OutputError
@@ -22,6 +23,7 @@ FASHION: dict[str, Any] = {
     "epochs": 20,
     "lr": 2e-3,
     "beta": 0.01,
+    "distill": DEFAULT_DISTILL,
 }
 ATTACKED_IMAGES = 500
 IMAGENET_TOL = 0.2

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,7 @@ DataOption = Annotated[
     ),
 ]
 SamplesOption = Annotated[int | None, typer.Option(min=1, help="Use at most this many images, drawn at random.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or cuda:1 and so on.")]
 FactoryOption = Annotated[
     str | None, typer.Option("--arch", help="For your own network: file.py:factory or package.module:factory.")
 ]
@@ -115,7 +116,7 @@ def parse_arguments(texts: Sequence[str]) -> Mapping[str, Any]:
             raise OptionError(f"--arch-arg takes KEY=VALUE, got `{text}`", hint="--arch-arg in_chans=1")
         try:
             literal = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             literal = value
         # JSON knows no tuples, and the artifact must read back what was used.
         arguments[key] = list(literal) if isinstance(literal, tuple) else literal
@@ -126,6 +127,8 @@ def check_device(device: str) -> None:
     """Raises `OptionError` if the device does not exist here."""
     import torch
 
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise OptionError(f"--device must be cpu, cuda or cuda:N, got `{device}`", hint="--device cpu")
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -66,7 +66,6 @@ def iterate_batches(
     *,
     batch_size: int,
     shuffle_seed: int | None = None,
-    workers: int = 0,
 ) -> Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"]]]:
     """Yields batches of (images in [0, 1], class indices), in order or shuffled by `shuffle_seed`.
 
@@ -77,7 +76,6 @@ def iterate_batches(
         images.dataset,
         batch_size=batch_size,
         shuffle=shuffle,
-        num_workers=workers,
         collate_fn=_collate,
         # One of its own in any case: a loader without one draws from the global generator.
         generator=torch.Generator().manual_seed(shuffle_seed or 0),

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from lrcompress.data import ImageSet, iterate_batches, random_crop_and_flip, split_held_out
 from lrcompress.dlrt.cycle import augment_, largest_rank, truncate_
 from lrcompress.dlrt.options import DlrtOptions
+from lrcompress.dlrt.step import truncate
 from lrcompress.errors import DataError, EvaluationError, OptionError, TrainingError
 from lrcompress.linalg import conditioning_penalty
 from lrcompress.measure import measure_accuracy
 from lrcompress.nn import count_shipped_parameters, factored_layers
 
-NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+# In the names of normalisation layers and of weight-standardised convolutions, torch's and timm's.
+NORMALIZATION = ("norm", "stdconv")
 TEMPERATURE = 3.0  # of distillation
 WARM_UP = 0.05  # share of the steps in which the learning rate rises
 
@@ -104,7 +106,11 @@ def fine_tune_(
         raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
     if options.distill > 0 and teacher is None:
         raise OptionError("distillation needs the uncompressed model", hint="pass teacher=, or distill=0")
-    return _Run(model, rest, held_out, options, teacher, on_progress).run()
+    device = next(model.parameters()).device
+    # Dropout and its like draw from the global generators: seeded for the run, and afterwards as they were before.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(options.seed)
+        return _Run(model, rest, held_out, options, teacher, on_progress).run()
 
 
 class _Run:
@@ -146,7 +152,6 @@ class _Run:
         self._evaluate(epoch=0, loss=None)
         for epoch in range(1, self.options.epochs + 1):
             loss = self._train_epoch(epoch)
-            self._end_cycle_()
             self._evaluate(epoch=epoch, loss=loss)
             self._report(epoch, loss, epoch_ended=True)
         model.load_state_dict(self.best)
@@ -191,7 +196,7 @@ class _Run:
         return loss
 
     def _basis_step_(self, pixels: Tensor, labels: Tensor) -> float:
-        """Takes the gradients of U and V on one batch and extends the bases by them; changes no output."""
+        """Takes the gradients of U and V on one batch and extends the bases by them; no weight changes."""
         for layer in self.layers.values():
             layer.ask_for_basis_gradients_(True)
         loss = self._loss(pixels, labels)
@@ -220,6 +225,8 @@ class _Run:
     def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
             logits = self.model(pixels)
+            if isinstance(logits, tuple):  # with auxiliary classifiers, which inference does not use
+                logits = logits[0]
             with torch.no_grad():
                 wanted = None if self.teacher is None else self.teacher(pixels)
         loss = F.cross_entropy(logits.float(), labels)
@@ -250,11 +257,16 @@ class _Run:
         if self.position > 0:
             truncate_(self.layers, self.optimizer, self.options)
         self.position, self.retained = 0, {}
+        self.parameters = count_shipped_parameters(self.model)
 
     def _enforce_rank_bounds_(self) -> None:
+        options = self.options
         for layer in self.layers.values():
-            if layer.rank > largest_rank(layer, self.options):
-                truncate_({"": layer}, torch.optim.AdamW([layer.S]), self.options)
+            largest = largest_rank(layer, options)
+            if layer.rank > largest:
+                factors, _ = truncate(layer.factors(), tol=options.tol, min_rank=options.min_rank, max_rank=largest)
+                layer.set_factors_(factors)
+        self.parameters = count_shipped_parameters(self.model)
 
     def _evaluate(self, *, epoch: int, loss: float | None) -> None:
         try:
@@ -262,13 +274,15 @@ class _Run:
         except EvaluationError as error:  # the last step of an epoch may have made the weights infinite
             raise self._diverged("the network's answers are not finite") from error
         frozen = self.step > self.frozen_from
-        ranks = {name: layer.rank for name, layer in self.layers.items()}
-        parameters = count_shipped_parameters(self.model)
-        self.log.append(EpochRecord(epoch, loss, accuracy, ranks, parameters, frozen))
+        self.log.append(EpochRecord(epoch, loss, accuracy, self._ranks(), self.parameters, frozen))
         # Not >: of equals the later state is taken, it has seen more.
         if frozen and accuracy >= self.best_accuracy:
             self.best = copy.deepcopy(self.model.state_dict())
             self.best_epoch, self.best_accuracy = epoch, accuracy
+
+    def _ranks(self) -> dict[str, int]:
+        """Returns the ranks as of the last truncation: between truncations the bases are up to twice as wide."""
+        return {name: self.retained.get(name, layer.rank) for name, layer in self.layers.items()}
 
     def _lr_factor(self, step: int) -> float:
         warm_up = max(1, round(WARM_UP * self.steps))
@@ -277,10 +291,7 @@ class _Run:
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.steps - warm_up)))
 
     def _report(self, epoch: int, loss: float, *, epoch_ended: bool = False) -> None:
-        # Ranks and size as of the last truncation: between truncations the bases are up to twice as wide.
-        ranks = [self.retained.get(name, layer.rank) for name, layer in self.layers.items()]
-        if not self.retained:
-            self.parameters = count_shipped_parameters(self.model)
+        ranks = list(self._ranks().values())
         self.on_progress(
             TrainingProgress(
                 step=self.step,
@@ -310,7 +321,7 @@ def distillation_loss(
 
 def _is_scale_free(model: nn.Module, options: DlrtOptions) -> bool:
     if options.penalty == "auto":
-        return any(isinstance(module, NORMALIZATION) for module in model.modules())
+        return any(word in type(module).__name__.lower() for module in model.modules() for word in NORMALIZATION)
     return options.penalty == "scale-free"
 
 

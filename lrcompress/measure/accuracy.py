@@ -1,5 +1,8 @@
 """Clean accuracy, image by image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -23,10 +26,8 @@ def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256
         EvaluationError: if a logit is not finite: comparing with NaN would count as a wrong answer at best.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     bits = []
-    with torch.inference_mode():
+    with torch.inference_mode(), _eval_mode(model):
         for pixels, labels in iterate_batches(images, batch_size=batch_size):
             logits = model(pixels.to(device))
             if not torch.isfinite(logits).all():
@@ -40,8 +41,19 @@ def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256
                     hint="give the data set the model was trained on",
                 )
             bits.append((logits.argmax(1).cpu() == labels).clone())
-    model.train(was_training)
     return torch.cat(bits)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode, and every module back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def measure_accuracy(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> float:

@@ -10,9 +10,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def tensor_bytes(model: nn.Module) -> int:
-    """Returns the bytes of all tensors in the state dict."""
-    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+def tensor_bytes(model: nn.Module, dtype: torch.dtype = torch.float32) -> int:
+    """Returns the bytes of all tensors in the state dict, with floating-point ones stored as `dtype`."""
+    return sum(
+        value.numel() * (dtype.itemsize if value.is_floating_point() else value.element_size())
+        for value in model.state_dict().values()
+    )
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -116,6 +116,13 @@ def build_model(architecture: Architecture) -> nn.Module:
             f"`{min(refused)}` is no argument of an architecture, weights come from the checkpoint",
             hint="leave it out of --arch-arg",
         )
+    known = known_architectures().get(architecture.framework)
+    if known is not None and architecture.name not in known:
+        # timm would take `hf-hub:…` or `local-dir:…` for a name, and fetch what it says.
+        raise ArchitectureError(
+            f"`{architecture.label}` is no architecture of the installed {architecture.framework}",
+            hint=f"similar names: {', '.join(nearest_names(architecture.name)) or 'none'}",
+        )
     try:
         model = _BUILDERS[architecture.framework](architecture.name, dict(architecture.arguments))
     except ArchitectureError:

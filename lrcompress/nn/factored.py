@@ -81,6 +81,11 @@ class FactoredLinear(FactoredLayer):
         factors: the factors of its weight.
     """
 
+    @property
+    def weight(self) -> Float[Tensor, "m n"]:
+        """U S Vᵀ, for parents that read a layer's weight beside calling it."""
+        return self.U @ self.S @ self.V.T
+
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Returns x (U S Vᵀ)ᵀ plus the bias, factor by factor."""
         return F.linear(F.linear(F.linear(x, self.V.T), self.S), self.U, self.bias)
@@ -103,6 +108,11 @@ class FactoredConv2d(FactoredLayer):
         super().__init__(dense, factors)
         self.geometry = ConvGeometry.of(dense)
         self.in_channels, self.out_channels = dense.in_channels, dense.out_channels
+
+    @property
+    def weight(self) -> Float[Tensor, "o i kh kw"]:
+        """The kernel, for parents that read a layer's weight beside calling it."""
+        return fold_kernel(self.U @ self.S @ self.V.T, self.geometry.kernel_size)
 
     def forward(self, x: Float[Tensor, "*batch i h w"]) -> Float[Tensor, "*batch o oh ow"]:
         """Returns the convolution with the kernel U S Vᵀ plus the bias, factor by factor."""

@@ -5,6 +5,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lrcompress.linalg import fold_kernel
 from lrcompress.nn.geometry import ConvGeometry
 
 
@@ -24,6 +25,16 @@ class LowRankLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.reduce = nn.Linear(in_features, rank, bias=False, **factory)
         self.expand = nn.Linear(rank, out_features, bias=bias, **factory)
+
+    @property
+    def weight(self) -> Float[Tensor, "m n"]:
+        """The product of both factors, for parents that read a layer's weight beside calling it."""
+        return self.expand.weight @ self.reduce.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, if there is one."""
+        return self.expand.bias
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Returns expand(reduce(x))."""
@@ -68,6 +79,16 @@ class LowRankConv2d(nn.Module):
             **factory,
         )
         self.expand = nn.Conv2d(rank, out_channels, 1, bias=bias, **factory)
+
+    @property
+    def weight(self) -> Float[Tensor, "o i kh kw"]:
+        """The kernel of both convolutions in one, for parents that read a layer's weight beside calling it."""
+        return fold_kernel(self.expand.weight.flatten(1) @ self.reduce.weight.flatten(1), self.kernel_size)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, if there is one."""
+        return self.expand.bias
 
     def forward(self, x: Float[Tensor, "*batch i h w"]) -> Float[Tensor, "*batch o oh ow"]:
         """Returns expand(reduce(x))."""

@@ -13,7 +13,18 @@ from lrcompress.report.verdict import verdict
 from lrcompress.robustness import Evaluation
 
 REPORT_SCHEMA = 1
-REPORT_KEYS = {"artifact", "source", "size", "latency", "recipe", "layers", "training_log", "evaluations", "versions"}
+REPORT_KEYS = {
+    "artifact",
+    "dtype",
+    "source",
+    "size",
+    "latency",
+    "recipe",
+    "layers",
+    "training_log",
+    "evaluations",
+    "versions",
+}
 
 
 def report_paths(artifact: Path) -> tuple[Path, Path]:
@@ -49,6 +60,7 @@ def build_report(
         "architecture": asdict(manifest.architecture) | {"label": manifest.architecture.label},
         "preprocessing": manifest.preprocessing.to_json(),
         "num_classes": manifest.num_classes,
+        "dtype": manifest.dtype,
         "size": {
             "baseline": baseline,
             "compressed": compressed,

@@ -6,7 +6,7 @@ from typing import Any
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Returns the sentences that open every rendering of a report: size, speed, accuracy, robustness, doubts."""
-    sentences = [_size(report["size"]), *_guarantee(report), *_speed(report.get("latency"))]
+    sentences = [_size(report["size"]), *_ballast(report), *_guarantee(report), *_speed(report.get("latency"))]
     if not report["evaluations"]:
         return [*sentences, "Accuracy was not measured: run `lrcompress evaluate FILE --data DIR`."]
     for evaluation in report["evaluations"]:
@@ -37,6 +37,18 @@ def _size(size: Mapping[str, Any]) -> str:
     )
 
 
+def _ballast(report: Mapping[str, Any]) -> list[str]:
+    """Says so where a part of the file's reduction comes from dropping what was no weight."""
+    file, weights = report["size"]["baseline"]["bytes"], report["source"]["weight_bytes"]
+    if file < 1.1 * weights:
+        return []
+    smaller = 1 - report["size"]["compressed"]["bytes"] / weights
+    return [
+        f"{file - weights:,} bytes of the original file are no weights of this network (optimiser state, for example): "
+        f"against its weights alone the file is {100 * smaller:.1f} % smaller."
+    ]
+
+
 def _guarantee(report: Mapping[str, Any]) -> list[str]:
     errors = [layer["relative_error"] for layer in report["layers"] if "relative_error" in layer]
     if not errors:
@@ -44,7 +56,11 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
         return [f"{len(errors)} layers are factorised and fine-tuned."]
-    return [f"{len(errors)} layers are factorised, each within a relative error of {tol} (largest {max(errors):.4f})."]
+    rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
+    return [
+        f"{len(errors)} layers are factorised, each within a relative error of {tol}{rounding} "
+        f"(largest {max(errors):.4f})."
+    ]
 
 
 def _speed(latency: Mapping[str, Any] | None) -> list[str]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import metadata
 from typing import Any
 
 from lrcompress.errors import OptionError
@@ -90,8 +91,12 @@ class AttackSettings:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as the report shows them."""
+        if not self.attacks:
+            return {"attacks": [], "batch_size": self.batch_size}
         return {
+            "engine": f"foolbox {metadata.version('foolbox')}",
             "attacks": list(self.attacks),
+            "batch_size": self.batch_size,
             "eps": list(self.eps),
             "steps": self.steps,
             "restarts": self.restarts,
@@ -127,7 +132,7 @@ def parse_eps(texts: Sequence[str], norm: Norm) -> tuple[float, ...]:
     for text in (part.strip() for joined in texts for part in joined.split(",")):
         try:
             eps = float(Fraction(text))
-        except (ValueError, ZeroDivisionError) as error:
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
             raise OptionError(
                 f"--eps must be numbers like 8/255 or 0.03, got `{text}`", hint="--eps 8/255,4/255"
             ) from error

@@ -52,7 +52,9 @@ def _weaker_beats_pgd(model: ModelOutcome) -> list[Finding]:
 
 def _all_at_the_floor(models: Sequence[ModelOutcome]) -> list[Finding]:
     """A comparison of 0 with 0 says nothing: at some radius some model must still be right somewhere."""
-    if all(not any(model.outcome("worst").robust[0]) for model in models):
-        eps = models[0].outcome("worst").eps[0]
+    radii = models[0].outcome("worst").eps
+    first = next((index for index, eps in enumerate(radii) if eps > 0), None)
+    if first is not None and all(not any(model.outcome("worst").robust[first]) for model in models):
+        eps = radii[first]
         return [Finding("inconclusive", f"every model is at 0 % already at ε = {eps:.4g}; give a smaller --eps")]
     return []

@@ -50,8 +50,8 @@ def evaluate_models(
 
     Raises:
         DataError: if a label lies outside of the model's classes.
-        EvaluationError: if the figures would be void: logits that are not finite or not repeatable, probabilities
-            instead of logits, or accuracies that disagree.
+        EvaluationError: if the figures would be void: logits that are not finite or not repeatable, or probabilities
+            instead of logits.
     """
     outcomes = []
     for evaluated in models:

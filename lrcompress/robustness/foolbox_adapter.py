@@ -61,7 +61,7 @@ def make_attack(name: str, settings: AttackSettings) -> Any:
 
         def draw_start(self, images: Tensor, eps: float) -> Tensor:
             """Returns one random start per image."""
-            from eagerpy import astensor
+            from eagerpy.astensor import astensor
 
             return super().get_random_start(astensor(images), eps).raw
 

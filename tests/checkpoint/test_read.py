@@ -73,8 +73,18 @@ HARMLESS = {
 @pytest.mark.parametrize("value", HARMLESS.values(), ids=HARMLESS.keys())
 def test_what_training_checkpoints_hold_besides_tensors_is_read(tmp_path, write, value):
     found = read_checkpoint(write({"extra": value, "weight": torch.ones(2)}, tmp_path / "file"))
-    assert type(found["extra"]) is type(value)
-    assert np.array_equal(found["extra"], value) if isinstance(value, np.ndarray) else found["extra"] == value
+    read = found["extra"]
+    if isinstance(value, np.ndarray):  # dropped: nothing is taken from arrays
+        assert type(read).__name__ == "InertArray"
+    elif isinstance(value, np.generic):
+        assert (read, type(read)) == (value.item(), type(value.item()))
+    elif isinstance(value, pathlib.PurePath):
+        assert read == pathlib.PurePath(value) if isinstance(value, pathlib.PosixPath) else read == value
+    elif isinstance(value, dict) and "args" in value:
+        assert (read["args"].best, str(read["args"].output)) == (1.0, "x")
+    else:
+        assert type(read) is type(value)
+        assert read == value
 
 
 @pytest.mark.parametrize("write", TORCH_FORMATS.values(), ids=TORCH_FORMATS.keys())

@@ -60,7 +60,8 @@ def attack_table(part: dict[str, Any]) -> str:
         ]
         rows.append([f"{round(row['eps'] * 255)}/255", *shown])
     settings = attack["settings"]
-    strength = f"worst case of {', '.join(settings['attacks'])}; PGD with {settings['steps']} steps and {settings['restarts']} restart"
+    names = ", ".join(settings["attacks"])
+    strength = f"{settings['engine']}, worst case of {names}; {settings['steps']} steps, {settings['restarts']} restart"
     doubts = "".join(f"\n\n{finding['severity'].upper()}: {finding['message']}." for finding in attack["findings"])
     head = f"`{attack['command']}`: {attack['images']:,} images, ℓ∞, seed {attack['seed']}, {strength}."
     return f"{head}\n\n{table(['ε', 'uncompressed', 'compressed'], rows)}{doubts}"
@@ -74,50 +75,38 @@ def results_page() -> str:
         for label, row in exact.items()
         if label != "circumstances"
     ]
-    recipe = fashion["recipe"]["fine_tuning"]
-    dense = fashion["dense_training"]
-    imagenet = demo["imagenet"]
+    recipe, dense, imagenet = fashion["recipe"]["fine_tuning"], fashion["dense_training"], demo["imagenet"]
+    training = f"{dense['parameters']:,} parameters, {dense['recipe']['epochs']} epochs, seed {dense['seed']}"
+    low, high = fashion["latency"]["ratio_quartiles"]
+    tol = imagenet["recipe"]["guaranteed_tol"]
+    demo_rows = [
+        compression_row("ResNet, 1.2 M parameters, Fashion-MNIST (7,000 training images), DLRT", demo["fashion"]),
+        compression_row(f"EfficientNet-Lite0, ImageNet weights, no data, τ = {tol}", imagenet),
+    ]
     return f"""# Results
 
 Made from `benchmarks/results/*.json` by `python benchmarks/results_page.py`. All figures count the whole model: biases,
-norms and dense layers included. Intervals are Wilson's at 95 % and cover the choice of images only, not the training seed:
-every row is one run with seed 0.
+norms and dense layers included. Intervals are Wilson's at 95 % and cover the choice of images only, not the
+training seed: every row is one run with seed 0.
 
 ## The demo
 
 `python benchmarks/main_job.py demo`: {demo["seconds"]:.0f} seconds in all.
 
-{
-        table(
-            HEADER,
-            [
-                compression_row(
-                    "ResNet, 1.2 M parameters, Fashion-MNIST (7,000 training images), DLRT", demo["fashion"]
-                ),
-                compression_row(
-                    "EfficientNet-Lite0, ImageNet weights, no data, τ = " + str(imagenet["recipe"]["guaranteed_tol"]),
-                    imagenet,
-                ),
-            ],
-        )
-    }
+{table(HEADER, demo_rows)}
 
 The first network is attacked too. {attack_table(demo["fashion"])}
 
-The second row is a poor result, and it stands here as it is: a compact network has hardly any singular values to spare, and
-without data a larger tolerance costs accuracy at once. 20 images say little about its accuracy.
+The second row is a poor result, and it stands here as it is: a compact network has hardly any singular values to
+spare, and without data a larger tolerance costs accuracy at once. 20 images say little about its accuracy.
 
 {circumstances(demo)}
 
 ## Fashion-MNIST, all images
 
-`python benchmarks/train_networks.py vgg11_bn --data DIR` trains the dense network (VGG11 with batch norm,
-{dense["parameters"]:,} parameters, {dense["recipe"]["epochs"]} epochs, seed {
-        dense["seed"]
-    }); `python benchmarks/main_job.py
-fashion --data DIR` compresses it on the 60,000 training images, of which {
-        recipe["held_out_images"]:,} are held out, and
-measures on the 10,000 test images.
+`python benchmarks/train_networks.py vgg11_bn --data DIR` trains the dense network (VGG11 with batch norm, {training}).
+`python benchmarks/main_job.py fashion --data DIR` compresses it on the 60,000 training images, of which
+{recipe["held_out_images"]:,} are held out, and measures on the 10,000 test images.
 
 {table(HEADER, [compression_row("VGG11-BN, DLRT", fashion)])}
 
@@ -126,8 +115,7 @@ measures on the 10,000 test images.
 {fashion["paired"]["lost"]} test images were lost and {fashion["paired"]["gained"]} gained (exact McNemar
 p = {fashion["paired"]["p_value"]:.2g}). Compressing took {fashion["seconds"] / 60:.0f} minutes. A batch of
 {fashion["latency"]["batch_size"]} takes {fashion["latency"]["ratio"]:.2f} of the dense network's time (middle half of
-{fashion["latency"]["rounds"]} rounds: {fashion["latency"]["ratio_quartiles"][0]:.2f} to {
-        fashion["latency"]["ratio_quartiles"][1]:.2f}).
+{fashion["latency"]["rounds"]} rounds: {low:.2f} to {high:.2f}).
 
 {attack_table(fashion)}
 

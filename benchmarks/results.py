@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
         library: metadata.version(library) for library in ("lrcompress", "torch", "torchvision", "timm", "foolbox")
     }
     circumstances = {
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, on the CPU",
         "python": platform.python_version(),
@@ -33,6 +35,14 @@ def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     print(json.dumps(figures, indent=1, default=str)[:2000])
+
+
+def _commit() -> str:
+    """Returns the commit of the code that was measured; changes that were not committed are not told."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER.parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

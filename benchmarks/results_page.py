@@ -28,7 +28,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def circumstances(part: dict[str, Any]) -> str:
     where = part["circumstances"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['date']}, {where['machine']}, Python {where['python']}, {versions}."
+    return f"{where['date']}, commit {where['commit']}, {where['machine']}, Python {where['python']}, {versions}."
 
 
 def compression_row(name: str, part: dict[str, Any]) -> list[str]:
@@ -113,7 +113,7 @@ spare, and without data a larger tolerance costs accuracy at once. 20 images say
 `{fashion["command"]}`
 
 {fashion["paired"]["lost"]} test images were lost and {fashion["paired"]["gained"]} gained (exact McNemar
-p = {fashion["paired"]["p_value"]:.2g}). Compressing took {fashion["seconds"] / 60:.0f} minutes. A batch of
+p = {fashion["paired"]["p_value"]:.2g}). A batch of
 {fashion["latency"]["batch_size"]} takes {fashion["latency"]["ratio"]:.2f} of the dense network's time (middle half of
 {fashion["latency"]["rounds"]} rounds: {low:.2f} to {high:.2f}).
 

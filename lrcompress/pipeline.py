@@ -232,7 +232,8 @@ def find_baseline(
 ) -> tuple[LoadedModel | None, str]:
     """Returns the original of an artifact, or None and the reason why it is not at hand.
 
-    Looks at the recorded path, from here and from the artifact's folder. The file must have the recorded hash.
+    Looks at the recorded path, from here and, whole or its last parts, from the artifact's folder. The file must have
+    the recorded hash. Nothing is fetched unless `explicit` asks for it.
 
     Args:
         path: the artifact.
@@ -245,9 +246,11 @@ def find_baseline(
     """
     manifest = artifact.manifest
     recorded = str(manifest.source["path"])
-    if explicit is None and is_hub_name(recorded):
-        return None, f"it comes from a hub, and nothing is fetched unasked (--baseline {recorded})"
-    places = [explicit] if explicit else [recorded, str(path.parent / recorded), str(path.parent / Path(recorded).name)]
+    parts = Path(recorded).parts
+    beside = [str(path.parent.joinpath(*parts[index:])) for index in range(len(parts))]
+    # An artifact must not be able to name something to be fetched, in whatever spelling.
+    local = [place for place in (recorded, *beside) if not is_hub_name(place)]
+    places = [explicit] if explicit else local
     reason = f"`{recorded}` is not there (name it with --baseline)"
     for place in dict.fromkeys(places):
         try:
@@ -388,7 +391,7 @@ def _manifest(
 def _evaluation_images(manifest: Manifest, options: EvaluateOptions, observer: Observer) -> ImageSet:
     recorded = (manifest.recipe.get("fine_tuning") or {}).get("data")
     # Only a folder that is there: an artifact must not be able to name something to be fetched.
-    source = options.data or (recorded if recorded and Path(recorded).is_dir() else None)
+    source = options.data or (recorded if _is_local_folder(recorded) else None)
     if source is None:
         source = _fallback_samples(manifest)
         observer.on_stage(f"WARNING: no --data given: using {source}, 20 images, which give wide intervals")
@@ -396,6 +399,10 @@ def _evaluation_images(manifest: Manifest, options: EvaluateOptions, observer: O
     if options.samples is not None:
         images = random_subset(images, options.samples, seed=options.settings.seed)
     return images
+
+
+def _is_local_folder(source: str | None) -> bool:
+    return source is not None and not source.startswith(("torch/", "hfds/", "samples/")) and Path(source).is_dir()
 
 
 def _fallback_samples(manifest: Manifest) -> str:

@@ -1,7 +1,9 @@
 """Compressed networks and their manifests without a checkpoint, for tests of what is written and read."""
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import struct
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +85,15 @@ def save(path: Path, model: nn.Module, manifest: Manifest) -> Manifest:
     packed = pack_artifact(model, manifest)
     save_artifact(path, packed)
     return packed.manifest
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes the manifest of a file by hand."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    manifest = json.loads(header["__metadata__"]["lrcompress"])
+    change(manifest)
+    header["__metadata__"]["lrcompress"] = json.dumps(manifest)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])

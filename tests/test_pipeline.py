@@ -1,12 +1,16 @@
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from artifacts import changed, rewrite
+from checkpoint_files import write_safetensors
 from networks import relative_difference
 from workshop import fill, listing, load_options, make_network, training
 
-from lrcompress.artifact import load_artifact
+from lrcompress import pipeline
+from lrcompress.artifact import LoadedArtifact, load_artifact
 from lrcompress.checkpoint import LoadOptions
 from lrcompress.errors import ArtifactError, CheckpointError, DataError, LRCompressError, OptionError, OutputError
 from lrcompress.pipeline import CompressOptions, EvaluateOptions, Observer, compress, evaluate, find_baseline
@@ -224,3 +228,68 @@ def test_an_artifact_that_is_none_is_refused(shop):
     with pytest.raises(ArtifactError) as refused:
         attack(shop / "w.pt", data="data")
     assert isinstance(refused.value, LRCompressError)
+
+
+def never(*args, **kwargs):
+    raise AssertionError(f"called with {args}")
+
+
+# A path that only looks like one once it is joined with a folder.
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        "timm/resnet18.a1_in1k",
+        "torchvision/resnet18.IMAGENET1K_V1",
+        "./timm/resnet18.a1_in1k",
+        ".//torchvision/resnet18",
+    ],
+)
+def test_an_artifact_cannot_make_its_reader_fetch_a_baseline(shop, monkeypatch, recorded):
+    monkeypatch.setattr("lrcompress.checkpoint.load.fetch", never)
+    artifact = load_artifact(Path("out.safetensors"), arch=ARCH)
+    manifest = changed(artifact.manifest, source={**artifact.manifest.source, "path": recorded})
+    found, reason = find_baseline(Path("out.safetensors"), LoadedArtifact(artifact.model, manifest), arch=ARCH)
+    assert found is None
+    assert "--baseline" in reason
+
+
+@pytest.mark.parametrize("recorded", ["hfds/x", "torch/MNIST", "samples/mnist", "nowhere"])
+def test_recorded_data_that_are_no_folder_here_are_not_opened(shop, monkeypatch, recorded):
+    rewrite(shop / "tuned.safetensors", lambda manifest: manifest["recipe"]["fine_tuning"].update(data=recorded))
+    monkeypatch.setattr(pipeline, "open_images", never)
+    before = listing(shop)
+    with pytest.raises(DataError, match="no sample images fit a network of 3 classes"):
+        attack(shop / "tuned.safetensors")
+    assert listing(shop) == before
+
+
+@pytest.mark.parametrize("link", [None, "symbolic", "hard"])
+@pytest.mark.parametrize("source", ["weights.safetensors", "folder"])
+def test_the_checkpoint_itself_is_never_overwritten(shop, source, link):
+    (shop / "folder").mkdir()
+    file = shop / "folder" / "model.safetensors" if source == "folder" else shop / source
+    write_safetensors(make_network().state_dict(), file)
+    output = file
+    if link:
+        output = shop / "link.safetensors"
+        output.symlink_to(file) if link == "symbolic" else output.hardlink_to(file)
+    before = listing(shop)
+    options = CompressOptions(tol=0.1, load=load_options(shop), overwrite=True)
+    with pytest.raises(OutputError, match="is the checkpoint itself") as refused:
+        compress(source, output, options)
+    assert "-o" in refused.value.hint
+    assert listing(shop) == before
+
+
+def test_the_state_of_an_optimiser_does_not_count_as_a_reduction_of_the_weights(shop):
+    state = make_network().state_dict()
+    weights = sum(4 * value.numel() for value in state.values())
+    torch.save({"state_dict": state, "optimizer": [torch.zeros(2 * weights // 4)]}, shop / "training.pt")
+    report = compress("training.pt", "new.safetensors", CompressOptions(tol=0.1, load=load_options(shop)))
+    assert report["source"]["weight_bytes"] == weights
+    original, left = ((shop / name).stat().st_size for name in ("training.pt", "new.safetensors"))
+    (sentence,) = (sentence for sentence in report["verdict"] if "no weights of this network" in sentence)
+    assert sentence.startswith(f"{original - weights:,} bytes")
+    assert sentence.endswith(f"the file is {100 * (1 - left / weights):.1f} % smaller.")

@@ -1,6 +1,7 @@
 """Output files: refused if they exist, written under a temporary name, then renamed."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,8 +21,13 @@ def check_outputs(paths: Iterable[Path], *, overwrite: bool) -> None:
         folder = path.parent
         if not folder.is_dir():
             raise OutputError(f"no folder `{folder}` for `{path.name}`", hint=f"mkdir -p {folder}")
-        if not os.access(folder, os.W_OK):
-            raise OutputError(f"no permission to write into `{folder}`", hint="name another place with -o")
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"cannot write into `{folder}`: {error.strerror}", hint="name another place with -o"
+            ) from error
 
 
 def write_atomically(path: Path, content: bytes, *, check: Callable[[Path], None] = lambda written: None) -> None:

@@ -55,13 +55,18 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: if the file is missing, damaged, or no artifact.
     """
+    return Manifest.loads(read_manifest_text(path), str(path))
+
+
+def read_manifest_text(path: Path) -> str:
+    """Returns the manifest's JSON as it stands in the file; errors as for `read_manifest`."""
     metadata = _read_metadata(path)
     if METADATA_KEY not in metadata:
         raise ArtifactError(
             f"`{path}` is a safetensors file, but not one that lrcompress wrote",
             hint=f"lrcompress compress {path} -o small.safetensors",
         )
-    return Manifest.loads(metadata[METADATA_KEY], str(path))
+    return metadata[METADATA_KEY]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What an artifact says of itself. It lies as sorted JSON in the metadata of the safetensors file."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -81,6 +82,7 @@ class Manifest:
             "tensors_sha256": self.tensors_sha256,
             "versions": dict(self.versions),
         }
+        values["manifest_sha256"] = _hash_values(values)
         return json.dumps(values, sort_keys=True, allow_nan=False, separators=(",", ":"))
 
     @classmethod
@@ -122,6 +124,17 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the manifest in `{path}` is damaged: {error}", hint="compress again") from error
+
+
+def manifest_is_intact(text: str) -> bool:
+    """Whether the hash in a manifest's JSON is that of everything else in it."""
+    values = json.loads(text)
+    return values.pop("manifest_sha256", None) == _hash_values(values)
+
+
+def _hash_values(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def installed_versions() -> dict[str, str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lrcompress.artifact.load import load_artifact, read_manifest, read_tensors
-from lrcompress.artifact.manifest import Manifest
+from lrcompress.artifact.load import load_artifact, read_manifest, read_manifest_text, read_tensors
+from lrcompress.artifact.manifest import Manifest, manifest_is_intact
 from lrcompress.artifact.tensors import digest_tensors
 from lrcompress.nn import LowRankConv2d, LowRankLinear, dense_matrix, is_matrix_layer, low_rank_matrix
 
@@ -39,7 +39,7 @@ def verify_artifact(path: Path, *, arch: str | None = None, original: nn.Module 
     manifest = read_manifest(path)
     tensors = read_tensors(path)
     checks = [
-        Check("manifest", True, f"schema read, {len(manifest.layers)} layers, {manifest.architecture.label}"),
+        _check_manifest(path, manifest),
         _check_digest(tensors, manifest),
         _check_finite(tensors),
     ]
@@ -48,6 +48,12 @@ def verify_artifact(path: Path, *, arch: str | None = None, original: nn.Module 
     if original is None:
         return [*checks, Check("errors", None, "not measured again: the original checkpoint is not at hand")]
     return [*checks, _check_errors(model, original, manifest)]
+
+
+def _check_manifest(path: Path, manifest: Manifest) -> Check:
+    if not manifest_is_intact(read_manifest_text(path)):
+        return Check("manifest", False, "changed after it was written: its SHA-256 differs")
+    return Check("manifest", True, f"unchanged, {len(manifest.layers)} layers, {manifest.architecture.label}")
 
 
 def _check_digest(tensors: Mapping[str, Tensor], manifest: Manifest) -> Check:

@@ -53,6 +53,9 @@ def demo(
         else:
             reports["imagenet"] = _imagenet(weights, output, observer)
     _print_summary(reports)
+    stderr().print(
+        "A compact network like EfficientNet has hardly any low rank to use: without data it stays its size."
+    )
     for report in reports.values():
         stderr().print(f"\n{report['artifact']['path']}", markup=False, style="bold")
         for sentence in report["verdict"]:

@@ -22,7 +22,10 @@ def find_doubts(models: Sequence[ModelOutcome]) -> tuple[Finding, ...]:
         )
     for model in models:
         findings += _weaker_beats_pgd(model)
-    if models[0].attacks:
+    if not any(models[0].clean):
+        message = "the first model answers no image rightly even without an attack: weights, data or preprocessing?"
+        findings.append(Finding("inconclusive", message))
+    elif models[0].attacks:
         findings += _all_at_the_floor(models)
     return tuple(findings)
 
@@ -56,5 +59,7 @@ def _all_at_the_floor(models: Sequence[ModelOutcome]) -> list[Finding]:
     first = next((index for index, eps in enumerate(radii) if eps > 0), None)
     if first is not None and all(not any(model.outcome("worst").robust[first]) for model in models):
         eps = radii[first]
-        return [Finding("inconclusive", f"every model is at 0 % already at ε = {eps:.4g}; give a smaller --eps")]
+        return [
+            Finding("inconclusive", f"every model is at 0 % already at ε = {eps * 255:.3g}/255; give a smaller --eps")
+        ]
     return []

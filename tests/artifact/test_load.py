@@ -1,9 +1,7 @@
-import json
-import struct
-
 import pytest
+import timm
 import torch
-from artifacts import compressed, save
+from artifacts import compressed, rewrite, save
 from networks import tiny_mlp
 from safetensors.torch import save_file
 from torch import nn
@@ -35,18 +33,6 @@ def made(tmp_path):
     save(tmp_path / "out.safetensors", model, manifest)
     (tmp_path / "marker").unlink()
     return tmp_path / "out.safetensors", factory, model
-
-
-def rewrite(path, change):
-    """Changes the manifest of a file by hand."""
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    manifest = json.loads(header["__metadata__"]["lrcompress"])
-    change(manifest)
-    header["__metadata__"]["lrcompress"] = json.dumps(manifest)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
 
 
 def test_ones_own_factory_is_never_run_unasked(made):
@@ -108,8 +94,6 @@ def test_another_factory_that_does_not_fit_is_refused(made):
 
 
 def test_a_framework_network_takes_no_other_name(tmp_path):
-    import timm
-
     dense = timm.create_model("test_resnet", num_classes=3).eval()
     save(
         tmp_path / "a.safetensors",
@@ -211,3 +195,25 @@ def test_an_artifact_of_a_future_schema_is_still_an_artifact(made):
     with pytest.raises(ArtifactError) as refused:
         read_manifest(path)
     assert refused.value.hint == "upgrade lrcompress"
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"framework": "timm", "name": "hf-hub:evil/repo", "arguments": {}},
+        {"framework": "timm", "name": "local-dir:x", "arguments": {}},
+        {"framework": "timm", "name": "test_resnet", "arguments": {"pretrained": True}},
+        {"framework": "timm", "name": "test_resnet", "arguments": {"checkpoint_path": "x.pt"}},
+        {"framework": "evil", "name": "test_resnet", "arguments": {}},
+    ],
+    ids=lambda architecture: f"{architecture['name']} {architecture['arguments']}",
+)
+def test_a_manifest_cannot_make_timm_fetch_or_read_anything(made, monkeypatch, architecture):
+    calls = []
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: calls.append(args))
+    path, _, _ = made
+    rewrite(path, lambda manifest: manifest.update(architecture=architecture))
+    with pytest.raises(ArchitectureError):
+        load(path)
+    assert calls == []
+    assert not (path.parent / "marker").exists()

@@ -10,7 +10,7 @@ import torch
 from artifacts import compressed, save
 from torch import nn
 
-from lrcompress.artifact import load
+from lrcompress.artifact import load, pack_artifact
 from lrcompress.errors import ArtifactError, OutputError
 from lrcompress.models import Architecture
 
@@ -187,3 +187,16 @@ def test_a_file_that_does_not_read_back_as_the_model_is_not_kept(tmp_path, monke
     with pytest.raises(ArtifactError, match="differs from the model at"):
         save(tmp_path / "out.safetensors", model, manifest)
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [7e4, -7e4])
+def test_values_that_overflow_the_type_they_are_stored_in_are_refused_by_name(tmp_path, value):
+    dense, architecture = own_network(tmp_path)
+    with torch.no_grad():
+        dense.head.weight[1, 2] = value  # the largest of float16 is 65504
+    model, manifest = compressed(dense, architecture, (3, 2, 2), dtype="float16")
+    with pytest.raises(ArtifactError, match=r"`head\.weight` does not fit into float16") as refused:
+        pack_artifact(model, manifest)
+    assert "float32" in refused.value.hint
+    for dtype in ("float32", "bfloat16"):
+        pack_artifact(*compressed(dense, architecture, (3, 2, 2), dtype=dtype))

@@ -91,3 +91,13 @@ def test_the_bytes_do_not_depend_on_the_order_of_tensors_and_metadata():
     second = serialize({"b": two, "a": one}, {"x": "y", "lrcompress": "{}", "format": "pt"})
     assert first == second
     assert torch.equal(load(first)["b"], two)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_buffers_that_are_not_stored_are_not_rounded(dtype):
+    model = nn.Linear(2, 2)
+    model.register_buffer("stored", torch.tensor([0.1]))
+    model.register_buffer("made_anew", torch.tensor([0.1]), persistent=False)
+    round_weights_(model, dtype)
+    assert model.made_anew.item() == torch.tensor(0.1).item()
+    assert model.stored.item() == torch.tensor(0.1).to(getattr(torch, dtype)).item() != model.made_anew.item()

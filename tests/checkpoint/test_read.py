@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_files import FORMATS, TORCH_FORMATS, Marking, claim_header, write_legacy, write_safetensors, write_zip
+from numpy._core.multiarray import scalar as make_scalar
 from torch import nn
 
 from lrcompress.checkpoint.read import file_sha256, read_checkpoint, read_config
@@ -321,3 +322,69 @@ def test_a_config_in_no_known_encoding_is_refused(tmp_path):
     with pytest.raises(CheckpointError) as refused:
         read_config(tmp_path)
     assert_explained(refused, tmp_path / "config.json")
+
+
+class Built:
+    """A pickle of it calls a function, and sets the state of what it returns if there is one."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.parts = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self):
+        return self.parts
+
+
+def structured_dtype_with_an_object():
+    """numpy.dtype('V8') turned into one with an object at its start: its scalar's bytes are then an address."""
+    return Built(np.dtype, "V8", False, True, state=(4, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+
+
+# What numpy rebuilds from the file's word alone; every one of these but the plain numbers could lead astray.
+SCALARS = {
+    "an address as a structure": (Built(make_scalar, structured_dtype_with_an_object(), b"AAAAAAAA"), None),
+    "an address as an object": (Built(make_scalar, np.dtype("O"), b"AAAAAAAA"), None),
+    "object": (Built(make_scalar, np.dtype("O"), {"a": 1}), None),
+    "structure": (np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])[0], None),
+    "text": (np.str_("ant"), None),
+    "date": (np.datetime64("2025-05-01"), None),
+    "complex": (np.complex128(1 + 2j), None),
+    "too few bytes": (Built(make_scalar, np.dtype("f8"), b"AAAA"), None),
+    "too many bytes": (Built(make_scalar, np.dtype("f4"), b"AAAAAAAA"), None),
+    "no bytes": (Built(make_scalar, np.dtype("f8"), 3), None),
+    "no type": (Built(make_scalar, "f8", b"AAAAAAAA"), None),
+    "big-endian float64": (Built(make_scalar, np.dtype(">f8"), struct.pack(">d", 71.25)), 71.25),
+    "big-endian int16": (Built(make_scalar, np.dtype(">i2"), b"\x01\x02"), 258),
+    "little-endian int16": (Built(make_scalar, np.dtype("<i2"), b"\x01\x02"), 513),
+}
+
+
+@pytest.mark.parametrize("write", TORCH_FORMATS.values(), ids=TORCH_FORMATS.keys())
+@pytest.mark.parametrize(("value", "expected"), SCALARS.values(), ids=SCALARS.keys())
+def test_scalars_of_plain_number_types_are_read_and_all_others_are_nothing(tmp_path, write, value, expected):
+    found = read_checkpoint(write({"extra": value, "weight": torch.ones(2)}, tmp_path / "file"))
+    assert (found["extra"], type(found["extra"])) == (expected, type(expected))
+    assert torch.equal(found["weight"], torch.ones(2))
+
+
+@pytest.mark.parametrize("write", TORCH_FORMATS.values(), ids=TORCH_FORMATS.keys())
+def test_a_made_up_type_or_array_makes_nothing_of_numpys(tmp_path, write):
+    array = np.array([1.0, 2.0])
+    content = {"dtype": structured_dtype_with_an_object(), "array": array, "weight": torch.ones(2)}
+    found = read_checkpoint(write(content, tmp_path / "file"))
+    for name in ("dtype", "array"):
+        assert type(found[name]).__module__ == "lrcompress.checkpoint.inert"
+
+
+@pytest.mark.parametrize("write", TORCH_FORMATS.values(), ids=TORCH_FORMATS.keys())
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (pathlib.WindowsPath, pathlib.PureWindowsPath("C:\\data", "imagenet")),
+        (pathlib.PosixPath, pathlib.PurePosixPath("C:\\data", "imagenet")),
+    ],
+    ids=["windows", "posix"],
+)
+def test_a_path_of_any_system_is_read_on_this_one(tmp_path, write, kind, expected):
+    content = {"data": Built(kind, "C:\\data", "imagenet"), "weight": torch.ones(2)}
+    found = read_checkpoint(write(content, tmp_path / "file"))["data"]
+    assert (found, type(found)) == (expected, type(expected))  # pure: it cannot be opened

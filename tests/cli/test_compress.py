@@ -241,7 +241,7 @@ def test_ctrl_c_in_the_middle_of_fine_tuning_leaves_nothing(shop, monkeypatch):
     monkeypatch.setattr(pipeline, "fine_tune_", interrupted)
     result = compress(*TRAIN, "-o", "new.safetensors")
     assert "epoch 1/2" in result.stderr
-    assert_refused(result, "interrupted; nothing was written")
+    assert_refused(result, "interrupted; no file is half-written")
     assert listing(shop) == before
 
 
@@ -261,3 +261,35 @@ def test_a_full_disk_is_an_explained_error(shop, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     assert_refused(compress("-o", "new.safetensors"), "No space left on device")
     assert listing(shop) == before
+
+
+TRAINING_OPTIONS = {
+    "--epochs": "3",
+    "--beta": "0.1",
+    "--penalty": "paper",
+    "--lr": "0.001",  # the default: what counts is that it was given
+    "--weight-decay": "0",
+    "--coefficient-steps": "10",
+    "--batch-size": "128",
+    "--max-rank": "3",
+    "--frozen-fraction": "0.3",
+    "--held-out": "0.1",
+    "--distill": "0.5",
+    "--crop": "0",
+    "--flip": None,
+    "--no-flip": None,
+    "--precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize(("option", "value"), TRAINING_OPTIONS.items(), ids=TRAINING_OPTIONS.keys())
+def test_a_training_option_without_training_is_refused_and_not_ignored(option, value):
+    given = [option] if value is None else [option, value]
+    said = f"{option.replace('no-', '')} needs images to fine-tune on"
+    assert_refused(run("compress", "nowhere.pt", *given), said, "--data DIR")
+    if option != "--epochs":
+        assert_refused(run("compress", "nowhere.pt", *given, "--data", "X", "--epochs", "0"), said, "not --epochs 0")
+
+
+def test_samples_without_images_are_refused_and_not_ignored():
+    assert_refused(run("compress", "nowhere.pt", "--samples", "5"), "--samples needs images", "--data DIR")

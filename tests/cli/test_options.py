@@ -74,9 +74,18 @@ def test_numbers_that_make_no_sense_are_refused_with_the_options_name(values):
         options(**values)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "no_such_device", "meta:x"])
-def test_a_device_that_is_not_there_is_refused(device):
-    with pytest.raises(OptionError, match=f"no device `{device}`") as refused:
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:99", "no device `cuda:99`"),
+        ("no_such_device", "--device must be cpu, cuda or cuda:N, got `no_such_device`"),
+        ("meta:x", "--device must be cpu, cuda or cuda:N, got `meta:x`"),
+        ("meta", "--device must be cpu, cuda or cuda:N, got `meta`"),  # torch knows it, but it computes nothing
+        ("cuda:", "--device must be cpu, cuda or cuda:N, got `cuda:`"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, message):
+    with pytest.raises(OptionError, match=message) as refused:
         check_device(device)
     assert refused.value.hint == "--device cpu"
 

@@ -1,10 +1,12 @@
 import copy
+import itertools
 import math
 
 import pytest
 import torch
-from networks import TensorImages, pattern_images, snapshot, tiny_cnn, tiny_mlp
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from networks import TensorImages, pattern_images, relative_difference, snapshot, tiny_cnn, tiny_mlp
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lrcompress.data import ImageSet, split_held_out
 from lrcompress.dlrt import DlrtOptions, fine_tune_
@@ -210,30 +212,66 @@ def test_the_frozen_phase_keeps_the_bases_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    ("coefficient_steps", "optimizer_steps_expected"), [(1, 3 + 3 + 6), (2, 4 + 4 + 6), (10, 5 + 5 + 6)]
+    ("coefficient_steps", "optimizer_steps_expected"), [(1, 6 + 6), (2, 8 + 6), (4, 9 + 6), (10, 10 + 6)]
 )
 def test_a_cycle_is_one_basis_step_and_the_asked_number_of_coefficient_steps(
     optimizer_steps, coefficient_steps, optimizer_steps_expected
 ):
-    # Three epochs of six steps, the last one frozen; a cycle ends with its epoch.
+    # Three epochs of six steps, the last one frozen; a cycle goes on in the next epoch.
     settings = options(coefficient_steps=coefficient_steps, frozen_fraction=1 / 3)
     fine_tune_(low_rank_mlp(), pattern_images(), settings)
     assert len(optimizer_steps) == optimizer_steps_expected
 
 
+class MovedMoments:
+    """The first moment of every core after an optimiser step, moved by hand through the changes of basis since then."""
+
+    def __init__(self, model):
+        self.layers = factored_layers(model)
+        self.moments, self.bases = {}, {}
+        self.changes = 0
+
+    def remember(self, optimizer, *_):
+        for name, layer in self.layers.items():
+            self.moments[name] = optimizer.state[layer.S]["exp_avg"].double()
+            self.bases[name] = (layer.U.detach().double(), layer.V.detach().double())
+
+    def follow(self, *_):
+        for name, (U, V) in list(self.bases.items()):
+            new_U, new_V = (basis.detach().double().clone() for basis in (self.layers[name].U, self.layers[name].V))
+            if new_U.shape == U.shape and torch.equal(new_U, U):
+                continue
+            self.changes += 1
+            self.moments[name] = new_U.T @ U @ self.moments[name] @ V.T @ new_V
+            self.bases[name] = (new_U, new_V)
+
+    def compare(self, optimizer, *_):
+        self.follow()
+        for name, expected in self.moments.items():
+            found = optimizer.state[self.layers[name].S]["exp_avg"]
+            assert found.shape == expected.shape == self.layers[name].S.shape
+            assert relative_difference(found, expected) < 1e-4
+
+
 @pytest.mark.parametrize("coefficient_steps", [1, 3])
 def test_the_optimisers_state_follows_its_core_through_every_change_of_basis(optimizer_steps, coefficient_steps):
     model = low_rank_mlp()
-    cores = [id(layer.S) for layer in factored_layers(model).values()]
-    fine_tune_(model, pattern_images(), options(coefficient_steps=coefficient_steps))
-    for core in cores:
-        for count, (_, states) in enumerate(optimizer_steps, start=1):
-            assert int(states[core]["step"]) == count  # never begun again
-        # Without the carried moment, the first one would be a tenth of the gradient after each change of basis.
-        second = optimizer_steps[1][1][core]["exp_avg_sq"]
-        assert (second > 0).all()
+    moved = MovedMoments(model)
+    hooks = [register_optimizer_step_pre_hook(moved.compare), register_optimizer_step_post_hook(moved.remember)]
+    try:
+        settings = options(coefficient_steps=coefficient_steps)
+        fine_tune_(model, pattern_images(), settings, on_progress=moved.follow)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # 11 steps before the frozen ones: each cycle but the first extends, each truncates, in both layers.
+    cycles = math.ceil(11 / (coefficient_steps + 1))
+    assert moved.changes == 2 * (2 * cycles - 1)
     for layer in factored_layers(model).values():
-        assert optimizer_steps[-1][1][id(layer.S)]["exp_avg"].shape == layer.S.shape
+        for count, (_, states) in enumerate(optimizer_steps, start=1):
+            assert int(states[id(layer.S)]["step"]) == count  # never begun again
+        # Entries of new directions are not left at zero, where the first steps would be far too long.
+        assert (optimizer_steps[1][1][id(layer.S)]["exp_avg_sq"] > 0).all()
 
 
 def test_tensors_have_the_final_rank_and_no_rank_is_stored_beside_them():
@@ -460,3 +498,62 @@ def test_under_distillation_the_network_follows_its_teacher_and_leaves_it_alone(
         agreement = model(images.dataset.pixels).argmax(1) == images.dataset.labels
     assert float(agreement.float().mean()) >= 0.9
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_single_batch_per_epoch_is_trained_on_before_the_frozen_phase(optimizer_steps):
+    model, ranks, heads = low_rank_mlp(), [], [tiny_mlp()[6].weight.detach().clone()]
+
+    def record(progress):
+        if progress.epoch_ended:
+            heads.append(model[6].weight.detach().clone())
+            ranks.append(model[1].rank)
+
+    # Six epochs of one step: basis, coefficients, coefficients, basis, and two that are frozen.
+    settings = options(epochs=6, batch_size=144, frozen_fraction=1 / 3, coefficient_steps=2, tol=1e-3)
+    result = fine_tune_(model, pattern_images(), settings, on_progress=record)
+    assert len(optimizer_steps) == 4
+    changed = [not torch.equal(one, two) for one, two in itertools.pairwise(heads)]
+    assert changed == [False, True, True, False, True, True]
+    assert ranks == [12, 12, 6, 12, 6, 6]
+    assert [record.frozen for record in result.log] == [False] * 5 + [True] * 2
+    assert result.log[3].loss < result.log[1].loss
+
+
+def test_dropout_depends_on_the_seed_only_and_leaves_the_global_generator_alone():
+    start = low_rank_mlp()
+    start[2] = nn.Dropout(0.5)
+    losses, states = [], []
+    for seed, noise in ((1, 10), (1, 20), (2, 10)):
+        model = copy.deepcopy(start)
+        torch.manual_seed(noise)
+        before = torch.get_rng_state()
+        losses.append([record.loss for record in fine_tune_(model, pattern_images(), options(seed=seed)).log])
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(model.state_dict())
+    assert losses[0] == losses[1] != losses[2]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+class WithAuxiliaryLogits(nn.Module):
+    """A network that answers with a second classifier's logits too while it is trained, as torchvision's GoogLeNet."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.auxiliary = nn.Linear(48, 4)
+
+    def forward(self, x):
+        logits = self.network(x)
+        return (logits, self.auxiliary(x.flatten(1))) if self.training else logits
+
+
+def test_a_network_with_auxiliary_logits_is_trained_by_its_own():
+    plain, images = low_rank_mlp(), pattern_images()
+    model = WithAuxiliaryLogits(copy.deepcopy(plain))
+    auxiliary = snapshot(model.auxiliary)
+    result = fine_tune_(model, images, options(**LONG))
+    assert result.log[-1].held_out_accuracy >= 0.9
+    assert [record.loss for record in result.log] == [
+        record.loss for record in fine_tune_(plain, images, options(**LONG)).log
+    ]
+    assert all(torch.equal(value, auxiliary[name]) for name, value in model.auxiliary.state_dict().items())

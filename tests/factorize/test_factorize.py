@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from networks import relative_difference, snapshot, tiny_cnn, tiny_mlp
+from networks import matrix_with_spectrum, relative_difference, snapshot, tiny_cnn, tiny_mlp
 from torch import nn
 
 from lrcompress.errors import OptionError
@@ -134,3 +134,34 @@ def test_factorising_twice_gives_the_same_bits():
     plan = everything(model, (3, 8, 8))
     first, second = (factorize(model, plan).state_dict() for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class ReadsWeights(nn.Module):
+    """A network that calls its layers, and reads their weights and biases beside that."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.inner = nn.Linear(8, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = self.conv(x) + nn.functional.conv2d(x, self.conv.weight / 2, self.conv.bias, padding=1)
+        x = x.mean((2, 3))
+        x = self.inner(x) + nn.functional.linear(x, 3 * self.inner.weight, self.inner.bias)
+        return self.head(x)
+
+
+def test_a_network_that_reads_its_layers_weights_works_factorised_and_folded():
+    torch.manual_seed(0)
+    model = ReadsWeights().eval()
+    with torch.no_grad():
+        model.conv.weight.copy_(matrix_with_spectrum([3, 2], 8, 72).reshape(8, 8, 3, 3))
+        model.inner.weight.copy_(matrix_with_spectrum([3, 2], 12, 8))
+    x = torch.randn(2, 3, 6, 6)
+    small = factorize(model, make_plan(model, Tolerance(0.01), input_size=(3, 6, 6)))
+    assert {name for name, module in small.named_modules() if isinstance(module, FactoredLayer)} == {"conv", "inner"}
+    assert relative_difference(small(x), model(x)) < 1e-5
+    assert relative_difference(fold_(small)(x), model(x)) < 1e-5

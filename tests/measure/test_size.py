@@ -49,4 +49,11 @@ def test_counting_does_not_depend_on_the_type_of_the_weights():
 def test_bytes_are_those_of_all_tensors_buffers_included():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     assert tensor_bytes(model) == 4 * (6 + 2) + 4 * (2 + 2 + 2 + 2) + 8  # the counter of batches is an int64
-    assert tensor_bytes(tiny_mlp().to(torch.bfloat16)) * 2 == tensor_bytes(tiny_mlp())
+    assert tensor_bytes(tiny_mlp(), torch.bfloat16) * 2 == tensor_bytes(tiny_mlp())
+
+
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_of_the_type_that_is_stored_not_of_the_one_in_memory(held):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(held)
+    assert tensor_bytes(model, torch.bfloat16) == 2 * (6 + 2) + 2 * (2 + 2 + 2 + 2) + 8  # integers stay as they are
+    assert tensor_bytes(model, torch.float32) == 4 * (6 + 2) + 4 * (2 + 2 + 2 + 2) + 8

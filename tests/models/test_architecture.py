@@ -1,7 +1,9 @@
 import sys
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from lrcompress.errors import ArchitectureError
@@ -195,3 +197,47 @@ def test_a_network_of_ones_own_is_not_normalised_unless_it_says_so():
     model.default_cfg = {"input_size": (1, 28, 28), "mean": (0.3,), "std": (0.2,), "crop_pct": 1.0}
     stated = default_preprocessing(architecture, model)
     assert (stated.input_size, stated.mean, stated.std) == ((1, 28, 28), (0.3,), (0.2,))
+
+
+@pytest.fixture
+def frameworks_asked(monkeypatch):
+    """Records every call of timm's and torchvision's factory of networks."""
+    calls = []
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: calls.append(args))
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *args, **kwargs: calls.append(args))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("framework", "name"),
+    [
+        ("timm", "hf-hub:evil/repo"),
+        ("timm", "hf_hub:evil/repo"),
+        ("timm", "local-dir:x"),
+        ("timm", "resnet18.a1_in1k"),  # would name weights to fetch
+        ("timm", ""),
+        ("torchvision", "fasterrcnn_resnet50_fpn"),  # fetches weights of its backbone
+        ("torchvision", "deeplabv3_resnet50"),
+        ("torchvision", "quantized_resnet18"),
+    ],
+)
+def test_a_name_that_is_no_known_network_never_reaches_its_framework(frameworks_asked, framework, name):
+    known_architectures()
+    with pytest.raises(ArchitectureError, match=f"`{framework}/{name}` is no architecture of the installed") as refused:
+        build_model(Architecture(framework, name, {}))
+    assert refused.value.hint.startswith("similar names: ")
+    assert frameworks_asked == []
+
+
+@pytest.mark.parametrize("framework", ["timm", "torchvision"])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
+        "cache_dir",
+    ],
+)  # fmt: skip
+def test_arguments_that_fetch_or_read_files_never_reach_the_framework(frameworks_asked, framework, argument):
+    with pytest.raises(ArchitectureError, match=f"`{argument}` is no argument of an architecture"):
+        build_model(Architecture(framework, "resnet18", {"num_classes": 3, argument: "x"}))
+    assert frameworks_asked == []

@@ -158,3 +158,13 @@ def test_layers_are_found_by_name_and_counted_as_they_would_be_shipped():
 )
 def test_only_plain_linear_layers_and_ungrouped_convolutions_are_matrices(module, expected):
     assert is_matrix_layer(module) is expected
+
+
+@pytest.mark.parametrize("make", ALL_LAYERS.values(), ids=ALL_LAYERS.keys())
+def test_weight_and_bias_are_those_of_the_dense_layer_before_and_after_folding(make):
+    dense = make()
+    factored = factored_from_dense(dense, torch_factors(dense, full_rank(dense)))
+    for layer in (factored, factored.fold()):
+        assert layer.weight.shape == dense.weight.shape
+        assert relative_difference(layer.weight, dense.weight) < 1e-5
+        assert layer.bias is None if dense.bias is None else torch.equal(layer.bias, dense.bias)

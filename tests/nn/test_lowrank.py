@@ -75,3 +75,19 @@ def test_the_dense_matrix_of_a_convolution_is_its_unfolding():
 def test_a_low_rank_layer_takes_the_type_of_the_dense_one():
     assert low_rank_like(nn.Linear(4, 4).double(), 2).reduce.weight.dtype == torch.float64
     assert low_rank_like(nn.Conv2d(4, 4, 1).double(), 2).expand.bias.dtype == torch.float64
+
+
+@pytest.mark.parametrize("make", ALL_LAYERS.values(), ids=ALL_LAYERS.keys())
+def test_weight_and_bias_are_those_of_the_one_layer_that_both_stand_for(make):
+    dense = make()
+    low_rank = low_rank_like(dense, 2)
+    assert low_rank.weight.shape == dense.weight.shape
+    assert (low_rank.bias is None) == (dense.bias is None)
+    shape = (3, dense.in_features) if isinstance(dense, nn.Linear) else (3, dense.in_channels, 9, 10)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        dense.weight.copy_(low_rank.weight)
+        if dense.bias is not None:
+            dense.bias.copy_(low_rank.bias)
+    assert relative_difference(low_rank(x), dense(x)) < 1e-5
+    assert set(low_rank.state_dict()) <= {"reduce.weight", "expand.weight", "expand.bias"}

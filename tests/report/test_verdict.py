@@ -18,7 +18,14 @@ LAYERS = [
 
 
 def report(*evaluations, **values):
-    base = {"size": SIZE, "layers": LAYERS, "recipe": {"guaranteed_tol": 0.1}, "latency": None}
+    base = {
+        "size": SIZE,
+        "source": {"weight_bytes": 3_990_000},
+        "dtype": "float32",
+        "layers": LAYERS,
+        "recipe": {"guaranteed_tol": 0.1},
+        "latency": None,
+    }
     return {**base, "evaluations": [e.to_json() for e in evaluations], **values}
 
 
@@ -98,3 +105,24 @@ def test_radii_are_written_as_people_do(eps, norm, expected):
 @pytest.mark.parametrize(("share", "expected"), [(0.012, "+1.2 points"), (-0.1, "-10.0 points"), (0, "+0.0 points")])
 def test_differences_have_a_sign(share, expected):
     assert points(share) == expected
+
+
+def test_bytes_that_are_no_weights_are_told_from_the_reduction_of_the_weights():
+    sentences = verdict(report(source={"weight_bytes": 1_600_000}))
+    assert sentences[0].startswith("The file is 75.0 % smaller")
+    # 4,000,000 bytes, of which 1,600,000 are weights: 1,000,000 is 37.5 % less than those.
+    assert sentences[1] == (
+        "2,400,000 bytes of the original file are no weights of this network (optimiser state, for example): "
+        "against its weights alone the file is 37.5 % smaller."
+    )
+
+
+@pytest.mark.parametrize("weight_bytes", [4_000_000, 3_990_000, 3_700_000])
+def test_headers_and_the_like_are_not_worth_a_sentence(weight_bytes):
+    assert not any("no weights" in sentence for sentence in verdict(report(source={"weight_bytes": weight_bytes})))
+
+
+def test_the_guarantee_is_one_before_the_rounding_of_half_precision():
+    assert verdict(report(dtype="float16"))[1] == (
+        "2 layers are factorised, each within a relative error of 0.1 before rounding to float16 (largest 0.0900)."
+    )

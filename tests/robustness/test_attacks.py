@@ -1,3 +1,4 @@
+import foolbox
 import pytest
 
 from lrcompress.errors import OptionError
@@ -89,3 +90,21 @@ def test_pgd_can_cross_the_ball_but_no_step_leaves_it(steps):
     step = relative_stepsize(steps)
     assert step <= 1
     assert steps * step >= min(steps, 2.5) - 1e-12
+
+
+def test_the_description_names_the_engine_with_its_version_and_all_that_decides_the_figures():
+    settings = AttackSettings(attacks=("fgsm", "pgd"), eps=(0.1,), steps=10, restarts=3, batch_size=50)
+    assert settings.describe() == {
+        "engine": f"foolbox {foolbox.__version__}",
+        "attacks": ["fgsm", "pgd"],
+        "batch_size": 50,
+        "eps": [0.1],
+        "steps": 10,
+        "restarts": 3,
+        "rel_stepsize": 0.25,
+        "random_start": True,
+    }
+
+
+def test_without_attacks_the_batch_size_is_all_there_is_to_describe():
+    assert AttackSettings(batch_size=50).describe() == {"attacks": [], "batch_size": 50}

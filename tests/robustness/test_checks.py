@@ -2,14 +2,14 @@ from lrcompress.robustness import AttackOutcome, ModelOutcome
 from lrcompress.robustness.checks import find_doubts
 
 
-def outcome(role="compressed", images=400, clean=None, **robust):
+def outcome(role="compressed", images=400, clean=None, eps=(0.1, 0.2), **robust):
     """A model's outcome from shares of robust images at two radii, the worst case of all attacks added."""
     clean = tuple([True] * images) if clean is None else clean
     rows = {name: tuple(tuple(bits) for bits in rows) for name, rows in robust.items()}
     if rows:
         worst = [tuple(all(bits) for bits in zip(*level, strict=True)) for level in zip(*rows.values(), strict=True)]
         rows["worst"] = tuple(worst)
-    attacks = tuple(AttackOutcome(name, (0.1, 0.2), bits) for name, bits in rows.items())
+    attacks = tuple(AttackOutcome(name, eps, bits) for name, bits in rows.items())
     return ModelOutcome(role, "0", clean, attacks, 1.0)
 
 
@@ -59,3 +59,17 @@ def test_all_models_at_the_floor_say_nothing():
     assert "0 % already at ε = 0.1" in found[1]
     assert findings(outcome("baseline", pgd=floor), outcome(pgd=some)) == []
     assert findings(outcome(pgd=some)) == []
+
+
+def test_a_radius_of_zero_does_not_hide_the_floor():
+    radii = {"eps": (0.0, 8 / 255)}
+    floor, some = [bits(390), bits(0)], [bits(390), bits(1)]
+    (found,) = findings(outcome("baseline", pgd=floor, **radii), outcome(pgd=floor, **radii))
+    assert found[0] == "inconclusive"
+    assert "0 % already at ε = 0.03137" in found[1]
+    assert findings(outcome("baseline", pgd=floor, **radii), outcome(pgd=some, **radii)) == []
+
+
+def test_at_a_radius_of_zero_alone_there_is_no_floor():
+    nothing = [bits(0)]
+    assert findings(outcome("baseline", pgd=nothing, eps=(0.0,)), outcome(pgd=nothing, eps=(0.0,))) == []

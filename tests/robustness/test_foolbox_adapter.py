@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from networks import tiny_cnn
+from networks import tiny_cnn, tiny_mlp
 
 from lrcompress.errors import EvaluationError
 from lrcompress.robustness import AttackSettings, foolbox_adapter
@@ -59,8 +59,22 @@ def test_an_attack_that_leaves_its_ball_or_the_range_voids_the_figures(monkeypat
         run_attack("fgsm", tiny_cnn(), images, torch.zeros(2, dtype=torch.long), **keywords)
 
 
-def test_pgd_is_at_least_as_strong_as_one_step():
-    # foolbox's own step size hardly leaves the ball's centre; 2.5/steps crosses it.
+@pytest.mark.parametrize("eps", [0.02, 0.05, 0.1])
+def test_pgd_is_at_least_as_strong_as_one_step(eps):
+    # foolbox's own step size hardly leaves the ball's centre, and then breaks fewer images than one long step.
+    model, images = tiny_mlp(), torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    broken = {}
+    with ready_for_attack(model), torch.no_grad():
+        labels = model(images).argmax(1)
+        for name in ("fgsm", "pgd"):
+            settings = AttackSettings(attacks=(name,), eps=(eps,), steps=20)
+            keywords = {"active": torch.arange(64), "eps": eps, "settings": settings, "seed": 0}
+            attacked_images = run_attack(name, model, images, labels, **keywords)
+            broken[name] = int((model(attacked_images).argmax(1) != labels).sum())
+    assert broken["pgd"] >= broken["fgsm"] > 0
+
+
+def test_pgd_gets_its_settings():
     settings = AttackSettings(attacks=("pgd",), steps=20)
     attack = make_attack("pgd", settings)
     assert attack.rel_stepsize == pytest.approx(0.125)

@@ -59,7 +59,5 @@ def _all_at_the_floor(models: Sequence[ModelOutcome]) -> list[Finding]:
     first = next((index for index, eps in enumerate(radii) if eps > 0), None)
     if first is not None and all(not any(model.outcome("worst").robust[first]) for model in models):
         eps = radii[first]
-        return [
-            Finding("inconclusive", f"every model is at 0 % already at ε = {eps * 255:.3g}/255; give a smaller --eps")
-        ]
+        return [Finding("inconclusive", f"every model is at 0 % already at ε = {eps:.4g}; give a smaller --eps")]
     return []

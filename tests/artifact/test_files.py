@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 import pytest
 
@@ -83,6 +84,9 @@ def test_a_missing_folder_is_refused_with_the_command_that_makes_it(tmp_path):
 
 def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     # The superuser may write anywhere, so the system's answer is replaced.
-    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK))
-    with pytest.raises(OutputError, match="no permission"):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"cannot write into .*: Permission denied"):
         check_outputs([tmp_path / "a"], overwrite=False)

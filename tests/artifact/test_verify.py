@@ -123,3 +123,11 @@ def test_a_file_that_cannot_be_read_at_all_is_an_error(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     with pytest.raises(ArtifactError):
         verify_artifact(tmp_path / "a.safetensors")
+
+
+def test_a_manifest_that_was_changed_is_found(made):
+    _, _, _, factory, path = made
+    content = path.read_bytes()
+    assert content.count(b'\\"mean\\":[0.25,') == 1
+    path.write_bytes(content.replace(b'\\"mean\\":[0.25,', b'\\"mean\\":[0.75,'))
+    assert outcomes(path, factory)["manifest"] is False

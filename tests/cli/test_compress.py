@@ -222,8 +222,13 @@ def test_wrong_usage_ends_with_2_and_nothing_is_written(shop, options):
 
 
 def test_no_permission_is_told_before_the_work_begins(shop, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # the superuser may write anywhere
-    assert_refused(compress("-o", "new.safetensors"), "no permission to write into `.`")
+    def refuse(**_):  # the superuser may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    result = compress("-o", "new.safetensors")
+    assert_refused(result, "cannot write into `.`: Permission denied")
+    assert "planning" not in result.stderr
 
 
 def test_ctrl_c_in_the_middle_of_fine_tuning_leaves_nothing(shop, monkeypatch):

@@ -52,7 +52,10 @@ def test_a_model_without_factorised_layers_says_so():
     [
         (0.5, (0.4, 0.6), "2.00 times as fast"),
         (0.95, (0.9, 1.05), "no measurable difference"),
-        (1.3, (1.2, 1.4), "slower: 1.30 times the time"),
+        (1.3, (1.2, 1.4), "1.30 of the original's time"),
+        (1.3, (1.2, 1.4), ": slower."),
+        (1.02, (1.01, 1.03), "no measurable difference"),
+        (0.24, (0.22, 0.85), "too unsteady to tell"),
     ],
 )
 def test_speed_is_told_as_it_was_measured(ratio, quartiles, words):
@@ -65,14 +68,14 @@ def test_speed_is_told_as_it_was_measured(ratio, quartiles, words):
 def test_accuracy_is_told_with_difference_interval_and_flips():
     (sentence,) = accuracy_sentences(evaluation().to_json())
     assert sentence == (
-        "Clean accuracy 90.00 → 80.00 % on 20 images (-10.0 points, 95 % interval 58.4 to 91.9; 2 images lost, "
+        "Clean accuracy 90.00 → 80.00 % [58.4, 91.9] on 20 images: -10.0 points (2 images lost, "
         "0 gained, McNemar p = 0.5)."
     )
 
 
 def test_accuracy_without_a_baseline_says_so():
     (sentence,) = accuracy_sentences(evaluation(baseline=False).to_json())
-    assert sentence == "Clean accuracy 80.00 % on 20 images (95 % interval 58.4 to 91.9); no baseline."
+    assert sentence == "Clean accuracy 80.00 % [58.4, 91.9] on 20 images (95 % interval); no baseline."
 
 
 def test_robustness_is_told_radius_by_radius_with_its_strength():

@@ -61,6 +61,13 @@ def test_all_models_at_the_floor_say_nothing():
     assert findings(outcome(pgd=some)) == []
 
 
+def test_a_network_that_is_never_right_is_told_instead_of_the_floor():
+    floor, never = [bits(0), bits(0)], tuple(bits(0))
+    (found,) = findings(outcome("baseline", clean=never, pgd=floor), outcome(clean=never, pgd=floor))
+    assert found[0] == "inconclusive"
+    assert "answers no image rightly even without an attack" in found[1]
+
+
 def test_a_radius_of_zero_does_not_hide_the_floor():
     radii = {"eps": (0.0, 8 / 255)}
     floor, some = [bits(390), bits(0)], [bits(390), bits(1)]

@@ -28,7 +28,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def circumstances(part: dict[str, Any]) -> str:
     where = part["circumstances"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['date']}, commit {where['commit']}, {where['machine']}, Python {where['python']}, {versions}."
+    return f"{where['date']}, commit {where['commit']}, {where['machine']}, Python {where['python']}, {versions}. {where.get('note', '')}".rstrip()
 
 
 def compression_row(name: str, part: dict[str, Any]) -> list[str]:
@@ -40,7 +40,7 @@ def compression_row(name: str, part: dict[str, Any]) -> list[str]:
         percent(part["removed"]["macs"]),
         percent(part["clean_before"], 2),
         f"{percent(part['clean_after'], 2)} [{100 * low:.1f}, {100 * high:.1f}]",
-        f"{-part['drop']:+.2f}",
+        f"{0.0 - part['drop']:+.2f}",  # 0.0 minus: not -0.00
         f"{part['images']:,}",
     ]
 
@@ -119,7 +119,10 @@ p = {fashion["paired"]["p_value"]:.2g}). A batch of
 
 {attack_table(fashion)}
 
-{circumstances(fashion)}
+{
+        circumstances(fashion)
+    } Commits after that one let a DLRT cycle run on from one epoch into the next, where this run still
+truncated at the end of each epoch.
 
 ## Exactness
 
@@ -148,7 +151,7 @@ def readme_figures() -> str:
         compression_row("ResNet, 1.2 M parameters, the demo's 7,000 images", demo["fashion"]),
         compression_row("EfficientNet-Lite0, ImageNet, without data", demo["imagenet"]),
     ]
-    return f"{START}\n{table(HEADER, rows)}\n{END}"
+    return f"{START}\n\n{table(HEADER, rows)}\n\n{END}"
 
 
 def main() -> None:

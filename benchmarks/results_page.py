@@ -28,7 +28,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def circumstances(part: dict[str, Any]) -> str:
     where = part["circumstances"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
-    return f"{where['date']}, commit {where['commit']}, {where['machine']}, Python {where['python']}, {versions}. {where.get('note', '')}".rstrip()
+    text = f"{where['date']}, commit {where['commit']}, {where['machine']}, Python {where['python']}, {versions}."
+    return f"{text} {where.get('note', '')}".rstrip()
 
 
 def compression_row(name: str, part: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Makes the table of fingerprints: `python -m lrcompress.checkpoint.make_fingerprints`.
 
-Builds every architecture three times without storage: as it is, with another number of classes, and with another
+Builds every architecture three times, where possible without storage: as it is, with another number of classes, and with another
 number of input channels. What differs is what a checkpoint leaves free. Takes a quarter to half an hour.
 """
 
@@ -23,8 +23,12 @@ OTHER_CLASSES, OTHER_CHANNELS, USUAL_CHANNELS = 7, 5, 3
 
 def shapes_of(framework: str, name: str, **arguments: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all tensors of an architecture."""
-    with torch.device("meta"):
-        model = build_model(Architecture(framework, name, arguments))
+    architecture = Architecture(framework, name, arguments)
+    try:
+        with torch.device("meta"):
+            model = build_model(architecture)
+    except ArchitectureError:  # torchvision's RegNets compute their widths with tensors: with storage, then
+        model = build_model(architecture)
     return counted_shapes({key: tuple(value.shape) for key, value in model.state_dict().items()})
 
 

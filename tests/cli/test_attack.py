@@ -19,7 +19,8 @@ def test_the_reports_path_is_all_that_goes_to_stdout(shop):
         assert words in result.stderr
 
 
-def test_json_on_stdout_is_the_evaluation_with_both_models_and_the_checks_of_pgd(shop):
+def test_json_on_stdout_is_the_evaluation_with_both_models_and_the_checks_of_pgd(shop, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["anything", "attack", "my file.safetensors", "--pgd"])
     values = json.loads(attack("--pgd", "--eps", "8/255,4/255", "--json").stdout)
     assert list(values["models"]) == ["baseline", "compressed"]
     assert values["settings"]["attacks"] == ["noise", "fgsm", "pgd"]
@@ -27,7 +28,7 @@ def test_json_on_stdout_is_the_evaluation_with_both_models_and_the_checks_of_pgd
     assert set(values["models"]["compressed"]["attacks"]) == {"noise", "fgsm", "pgd", "worst"}
     report = json.loads((shop / "out.report.json").read_text())
     command = report["evaluations"][-1].pop("command")
-    assert command.startswith("lrcompress ")
+    assert command == "lrcompress attack 'my file.safetensors' --pgd"
     assert report["evaluations"][-1] == values
 
 

@@ -1,7 +1,7 @@
 """Makes the table of fingerprints: `python -m lrcompress.checkpoint.make_fingerprints`.
 
-Builds every architecture three times, where possible without storage: as it is, with another number of classes, and with another
-number of input channels. What differs is what a checkpoint leaves free. Takes a quarter to half an hour.
+Builds every architecture three times, where possible without storage: as it is, with another number of classes, and
+with another number of input channels. What differs is what a checkpoint leaves free. Takes a quarter to half an hour.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Compressed networks and their manifests without a checkpoint, for tests of what is written and read."""
 
 import dataclasses
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -87,13 +88,17 @@ def save(path: Path, model: nn.Module, manifest: Manifest) -> Manifest:
     return packed.manifest
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Changes the manifest of a file by hand."""
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool = True) -> None:
+    """Changes the manifest of a file by hand; sealed as anybody can who knows the format, with the hash that fits."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     manifest = json.loads(header["__metadata__"]["lrcompress"])
     change(manifest)
+    if sealed:
+        manifest.pop("manifest_sha256")
+        text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+        manifest["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     header["__metadata__"]["lrcompress"] = json.dumps(manifest)
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])

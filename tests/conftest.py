@@ -20,10 +20,10 @@ def _fixed_numbers():
 @pytest.fixture(scope="session")
 def _short_timing():
     """`compress` times both models for a moment only: what it finds is no matter of tests."""
-    from lrcompress import pipeline
+    from lrcompress.pipeline import compression
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "measure_latency", functools.partial(pipeline.measure_latency, seconds=0))
+        patch.setattr(compression, "measure_latency", functools.partial(compression.measure_latency, seconds=0))
         yield
 
 

@@ -1,6 +1,9 @@
 """A folder as a user has it: a network of one's own, its checkpoint, images, and what `compress` made of them."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from idx_files import write_idx_pair
@@ -59,3 +62,13 @@ def listing(folder: Path) -> dict[str, bytes]:
     """Returns every file below the folder with its content; traces of Python are left out."""
     files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def sha256(path: Path) -> str:
+    """Returns the hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def report_of(artifact: Path) -> dict[str, Any]:
+    """Returns the report that lies beside an artifact."""
+    return json.loads(artifact.with_name(f"{artifact.stem}.report.json").read_text())

@@ -1,5 +1,6 @@
 """From the file to the model: no pickle, and no code of anybody's unless it is named."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.artifact.manifest import Manifest
-from lrcompress.artifact.tensors import METADATA_KEY
+from lrcompress.artifact.manifest import Manifest, manifest_is_intact
+from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors
 from lrcompress.errors import ArchitectureError, ArtifactError
 from lrcompress.models import Architecture, PixelModel, build_model
 from lrcompress.nn import is_matrix_layer, low_rank_like, replace_module_
+
+# How a file of torch.save begins: a zip archive, or a pickle of protocol 2 and later.
+TORCH_MAGIC = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ def load(path: str | Path, *, pixels: bool = False, arch: str | None = None, dev
         device: where to put it.
 
     Raises:
-        ArtifactError: if the file is not an artifact, is damaged, or needs `arch`.
+        ArtifactError: if the file is not an artifact, is damaged or was changed, or needs `arch`.
         ArchitectureError: if the architecture cannot be built with the installed versions.
     """
     loaded = load_artifact(Path(path), arch=arch)
@@ -76,23 +80,39 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_artifact(path: Path, *, arch: str | None = None) -> LoadedArtifact:
-    """Returns the model and the manifest of an artifact; see `load`."""
-    manifest = read_manifest(path)
+    """Returns the model and the manifest of an artifact whose digests agree; see `load`."""
+    text, tensors = read_manifest_text(path), read_tensors(path)
+    manifest = Manifest.loads(text, str(path))
+    if not manifest_is_intact(text) or digest_tensors(tensors) != manifest.tensors_sha256:
+        raise ArtifactError(
+            f"`{path}` was changed after it was written: its SHA-256 differs",
+            hint=f"copy it anew, or compress again; lrcompress verify {path} tells what differs",
+        )
+    return LoadedArtifact(assemble_model(path, manifest, tensors, arch=arch), manifest)
+
+
+def assemble_model(
+    path: Path, manifest: Manifest, tensors: Mapping[str, Tensor], *, arch: str | None = None
+) -> nn.Module:
+    """Returns the model of what was read from an artifact, in eval mode; the digests are not looked at.
+
+    Raises:
+        ArtifactError: if a tensor has no place in the model, or a place no tensor.
+    """
     model = build_model(_architecture(manifest, arch, path))
     _replace_layers_(model, manifest, path)
-    stored = read_tensors(path)
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in stored.items()}
-    tensors |= {name: tensors[original] for name, original in manifest.shared.items() if original in tensors}
+    values = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    values |= {name: values[original] for name, original in manifest.shared.items() if original in values}
     expected = model.state_dict()
-    wrong = sorted(set(expected) ^ set(tensors)) or sorted(k for k in expected if expected[k].shape != tensors[k].shape)
+    wrong = sorted(set(expected) ^ set(values)) or sorted(k for k in expected if expected[k].shape != values[k].shape)
     if wrong:
         made = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
         raise ArtifactError(
             f"`{path}` does not fit `{manifest.architecture.label}` at `{wrong[0]}` and {len(wrong) - 1} more",
             hint=f"it was made with {made}; install the same",
         )
-    model.load_state_dict(tensors, strict=True)
-    return LoadedArtifact(model.eval(), manifest)
+    model.load_state_dict(values, strict=True)
+    return model.eval()
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
@@ -105,6 +125,13 @@ def _open(path: Path) -> Any:
 
     if not path.is_file():
         raise ArtifactError(f"no file `{path}`", hint="give the .safetensors file that lrcompress compress wrote")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in TORCH_MAGIC:
+        raise ArtifactError(
+            f"`{path}` is a torch checkpoint, not a file that lrcompress wrote",
+            hint=f"lrcompress compress {path} -o small.safetensors",
+        )
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -65,6 +65,23 @@ class LoadedModel:
     dtype: str
     source: Source
 
+    def describe(self) -> str:
+        """Returns one line on what was taken out of the checkpoint, and between which candidates."""
+        source, where = self.source, []
+        if source.wrapper:
+            where.append(f"weights under `{source.wrapper}`")
+        if source.prefix:
+            where.append(f"prefix `{source.prefix}` stripped")
+        if source.match != "by name":
+            where.append(f"matched {source.match}")
+        where.append(f"{self.num_classes} classes")
+        choice = f"{self.architecture.label} (by {source.chosen_by}; {', '.join(where)})"
+        others = [name for name in source.candidates if name != self.architecture.label]
+        if others:
+            choice += f"; {', '.join(others)} have the same tensors: --arch chooses"
+        size = "×".join(map(str, self.preprocessing.input_size))
+        return f"{choice}; input {size}, statistics from {self.preprocessing.origin}"
+
 
 def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedModel:
     """Returns the model of a checkpoint file, a Hugging Face folder or a hub name.
@@ -131,9 +148,8 @@ def _read(source: str, options: LoadOptions) -> tuple[Path, StateDict]:
         said = fetch(source)
         path = said.path
     config: dict[str, Any] = {}
-    if path.is_dir() and (path / "config.json").is_file():
-        config = read_config(path)
-        path = _weights_in(path)
+    if path.is_dir():
+        path, config = _weights_in(path), read_config(path)
     state = find_state_dict(read_checkpoint(path), source, wrapper=options.weights_key)
     if config:
         state = _with_config(state, config)
@@ -159,6 +175,10 @@ def find_weights(source: str) -> Path:
 
 
 def _weights_in(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"`{folder}` is a folder without config.json", hint="give a checkpoint file or a Hugging Face model folder"
+        )
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name

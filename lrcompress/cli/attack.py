@@ -1,29 +1,25 @@
 """`lrcompress attack`."""
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr, typed_command
-from lrcompress.cli.options import (
-    ArtifactArgument,
-    BaselineOption,
-    DataOption,
-    DeviceOption,
-    FactoryOption,
-    JsonOption,
-    SamplesOption,
-    SeedOption,
-    check_device,
-    evaluation_rows,
-)
+from lrcompress.cli.console import explain_errors
+from lrcompress.cli.evaluate import run_evaluation
+from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
+
+if TYPE_CHECKING:
+    from lrcompress.pipeline import EvaluateOptions
 
 
 @explain_errors
+@with_options(options=evaluate_options)
 def attack(
     file: ArtifactArgument,
     pgd: Annotated[
-        bool, typer.Option("--pgd", help="PGD; noise and FGSM go with it as a check of its strength.")
+        bool,
+        typer.Option("--pgd", help="PGD, also if none is named; noise and FGSM go with it to check its strength."),
     ] = False,
     fgsm: Annotated[bool, typer.Option("--fgsm", help="The fast gradient (sign) method.")] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Random noise: not an attack, a floor for attacks.")] = False,
@@ -39,13 +35,8 @@ def attack(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
     restarts: Annotated[int, typer.Option(help="Random restarts; the worst case of all counts.")] = 1,
-    samples: SamplesOption = None,
-    data: DataOption = None,
-    baseline: BaselineOption = None,
-    arch: FactoryOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 128,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
+    *,
+    options: "EvaluateOptions",
     as_json: JsonOption = False,
 ) -> None:
     """Attack a compressed model and its original.
@@ -60,43 +51,20 @@ def attack(
       lrcompress attack out.safetensors --pgd --eps 8/255,4/255 --steps 50 --restarts 2 --samples 1000 --data DIR
       lrcompress attack out.safetensors --fgsm --norm l2 --eps 0.5 --baseline resnet50.pt --json
     """
-    from lrcompress.pipeline import EvaluateOptions, evaluate
-    from lrcompress.report import report_paths
-    from lrcompress.robustness import AttackSettings, parse_eps, parse_norm
+    from lrcompress.robustness import parse_eps, parse_norm
 
     flags = (("pgd", pgd), ("fgsm", fgsm), ("noise", noise))
     names = [name for name, wanted in flags if wanted] + list(attacks or ())
     known_norm = parse_norm(norm)
-    settings = AttackSettings(
+    settings = replace(
+        options.settings,
         attacks=with_checks(names or ["pgd"]),
         norm=known_norm,
         eps=parse_eps(eps or (), known_norm),
         steps=steps,
         restarts=restarts,
-        batch_size=batch_size,
-        seed=seed,
     )
-    check_device(device)
-    options = EvaluateOptions(
-        settings=settings,
-        data=data,
-        samples=samples,
-        baseline=baseline,
-        arch=arch,
-        device=device,
-        command=typed_command(),
-    )
-    with follow_progress() as observer:
-        evaluation, _ = evaluate(file, options, observer=observer)
-    columns, rows = evaluation_rows(evaluation)
-    print_table(f"{evaluation.images} images of {evaluation.data}: accuracy [95 % interval]", columns, rows)
-    for finding in evaluation.findings:
-        stderr().print(f"{finding.severity.upper()}: {finding.message}", markup=False)
-    stderr().print(f"report: {report_paths(file)[1]}", markup=False)
-    if as_json:
-        print_json(evaluation.to_json())
-    else:
-        typer.echo(str(report_paths(file)[0]))
+    run_evaluation(file, replace(options, settings=settings), as_json=as_json)
 
 
 def with_checks(names: list[str]) -> tuple[str, ...]:

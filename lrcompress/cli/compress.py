@@ -8,25 +8,19 @@ import typer
 
 from lrcompress.cli.console import explain_errors, follow_progress, print_json, stderr, typed_command
 from lrcompress.cli.options import (
-    ArchArgOption,
-    ArchOption,
     DataOption,
     DeviceOption,
-    InputSizeOption,
     JsonOption,
-    MatchByOrderOption,
-    MeanOption,
     SamplesOption,
     SeedOption,
-    StdOption,
-    StrictArchOption,
-    WeightsKeyOption,
     check_device,
     load_options,
+    with_options,
 )
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
+    from lrcompress.checkpoint import LoadOptions
     from lrcompress.dlrt import DlrtOptions
 
 DEFAULT_EPOCHS = 5
@@ -48,16 +42,7 @@ class Precision(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
-@explain_errors
-def compress(
-    checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
-    ],
-    tol: Annotated[
-        float, typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file.")
-    ] = 0.1,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.safetensors"),
-    data: DataOption = None,
+def training_options(
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -83,22 +68,52 @@ def compress(
     ] = None,
     distill: Annotated[
         float | None,
-        typer.Option(help="Weight in the loss of distillation from the uncompressed network, 0 to 1 (default 0.9)."),
+        typer.Option(
+            help="Weight in the loss of distillation from the uncompressed network, 0 to 1 "
+            f"(default {DEFAULT_DISTILL})."
+        ),
     ] = None,
     crop: Annotated[int | None, typer.Option(help="Random shifts of training images, in pixels (default 2).")] = None,
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror training images at random (default yes).")
     ] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of training (default float32).")] = None,
+) -> dict[str, Any]:
+    """Returns the settings of the fine-tuning that were given, by their names in `DlrtOptions`."""
+    given = {
+        "epochs": epochs,
+        "beta": beta,
+        "penalty": None if penalty is None else penalty.value,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "coefficient_steps": coefficient_steps,
+        "batch_size": batch_size,
+        "max_rank": max_rank,
+        "frozen_fraction": frozen_fraction,
+        "held_out": held_out,
+        "distill": distill,
+        "crop": crop,
+        "flip": flip,
+        "precision": None if precision is None else precision.value,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@explain_errors
+@with_options(training=training_options, load=load_options)
+def compress(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
+    ],
+    tol: Annotated[
+        float, typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file.")
+    ] = 0.1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.safetensors"),
+    data: DataOption = None,
     samples: SamplesOption = None,
-    arch: ArchOption = None,
-    arch_arg: ArchArgOption = None,
-    strict_arch: StrictArchOption = False,
-    match_by_order: MatchByOrderOption = False,
-    weights_key: WeightsKeyOption = None,
-    input_size: InputSizeOption = None,
-    mean: MeanOption = None,
-    std: StdOption = None,
+    *,
+    training: dict[str, Any],
+    load: "LoadOptions",
     include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
     include_classifier: Annotated[
         bool, typer.Option("--include-classifier", help="Factorise the classifier too.")
@@ -128,40 +143,15 @@ def compress(
     from lrcompress.pipeline import CompressOptions
     from lrcompress.pipeline import compress as run
 
-    given = {
-        "beta": beta,
-        "penalty": None if penalty is None else penalty.value,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "coefficient_steps": coefficient_steps,
-        "batch_size": batch_size,
-        "max_rank": max_rank,
-        "frozen_fraction": frozen_fraction,
-        "held_out": held_out,
-        "distill": distill,
-        "crop": crop,
-        "flip": flip,
-        "precision": None if precision is None else precision.value,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
     if data is None and samples is not None:
         raise OptionError("--samples needs images", hint="--data DIR")
-    training = _training_options(given, tol=tol, data=data, epochs=epochs, seed=seed)
+    settings = _training_settings(training, tol=tol, data=data, seed=seed)
     check_device(device)
     options = CompressOptions(
         tol=tol,
-        load=load_options(
-            arch=arch,
-            arch_arg=arch_arg,
-            strict_arch=strict_arch,
-            match_by_order=match_by_order,
-            weights_key=weights_key,
-            input_size=input_size,
-            mean=mean,
-            std=std,
-        ),
+        load=load,
         data=data,
-        training=training,
+        training=settings,
         samples=samples,
         seed=seed,
         include_first=include_first,
@@ -181,17 +171,15 @@ def compress(
         typer.echo(str(output))
 
 
-def _training_options(
-    given: dict[str, Any], *, tol: float, data: str | None, epochs: int | None, seed: int
-) -> "DlrtOptions | None":
+def _training_settings(given: dict[str, Any], *, tol: float, data: str | None, seed: int) -> "DlrtOptions | None":
     """Returns the settings of the fine-tuning, None without one; refuses settings that would have no effect."""
     from lrcompress.dlrt import DlrtOptions
 
-    if data is not None and epochs != 0:
-        epochs = DEFAULT_EPOCHS if epochs is None else epochs
-        return DlrtOptions(tol=tol, epochs=epochs, seed=seed, **{"distill": DEFAULT_DISTILL, **given})
-    without_effect = [*given, *(["epochs"] if epochs else [])]
+    if data is not None and given.get("epochs") != 0:
+        return DlrtOptions(**{"tol": tol, "seed": seed, "epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL, **given})
+    without_effect = [name for name in given if name != "epochs" or given[name] > 0]
     if without_effect:
-        option = "--" + without_effect[0].replace("_", "-")
+        name = without_effect[0]
+        option = "--no-flip" if name == "flip" and not given[name] else f"--{name.replace('_', '-')}"
         raise OptionError(f"{option} needs images to fine-tune on", hint="--data DIR, and not --epochs 0")
     return None

@@ -91,6 +91,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     stderr().print(table)
 
 
+def print_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table as data to stdout: one line per row however wide, columns aligned and two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 @contextmanager
 def follow_progress() -> "Iterator[Observer]":
     """Yields an observer that shows stages as lines, and training and attacks as bars with the time left."""

@@ -93,10 +93,10 @@ def _fashion(output: Path, observer: "Observer") -> dict[str, Any]:
     artifact = output / "fashion.safetensors"
     command = (
         f"lrcompress compress {checkpoint} --tol {training.tol} --max-rank {training.max_rank} --data {data} "
-        f"--epochs {training.epochs} --lr {training.lr} --beta {training.beta} -o {artifact}"
+        f"--epochs {training.epochs} --lr {training.lr} --beta {training.beta} -o {artifact} --overwrite"
     )
     observer.on_stage(f"$ {command}")
-    options = CompressOptions(tol=training.tol, data=str(data), training=training, command=command)
+    options = CompressOptions(tol=training.tol, data=str(data), training=training, overwrite=True, command=command)
     compress(str(checkpoint), artifact, options, observer=observer)
     samples = ATTACKED_IMAGES
     command = f"lrcompress attack {artifact} --pgd --samples {samples} --data {data}"
@@ -122,11 +122,11 @@ def _imagenet(weights: Path, output: Path, observer: "Observer") -> dict[str, An
     shutil.copyfile(weights, checkpoint)
     command = (
         f"lrcompress compress {checkpoint} --arch tf_efficientnet_lite0 --match-by-order --input-size 3,512,512 "
-        f"--tol {IMAGENET_TOL} --data samples/imagenet --epochs 0 -o {artifact}"
+        f"--tol {IMAGENET_TOL} --data samples/imagenet --epochs 0 -o {artifact} --overwrite"
     )
     observer.on_stage(f"$ {command}")
     load = LoadOptions(arch="tf_efficientnet_lite0", match_by_order=True, preprocessing={"input_size": (3, 512, 512)})
-    options = CompressOptions(tol=IMAGENET_TOL, load=load, data="samples/imagenet", command=command)
+    options = CompressOptions(tol=IMAGENET_TOL, load=load, data="samples/imagenet", overwrite=True, command=command)
     return compress(str(checkpoint), artifact, options, observer=observer)
 
 

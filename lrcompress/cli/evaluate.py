@@ -1,69 +1,72 @@
-"""`lrcompress evaluate`."""
+"""`lrcompress evaluate`, and how any evaluation is run and told."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr, typed_command
-from lrcompress.cli.options import (
-    ArtifactArgument,
-    BaselineOption,
-    DataOption,
-    DeviceOption,
-    FactoryOption,
-    JsonOption,
-    SamplesOption,
-    SeedOption,
-    check_device,
-    evaluation_rows,
-)
+from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
+from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
+
+if TYPE_CHECKING:
+    from lrcompress.pipeline import EvaluateOptions
+    from lrcompress.robustness import Evaluation
 
 
 @explain_errors
-def evaluate(
-    file: ArtifactArgument,
-    data: DataOption = None,
-    samples: SamplesOption = None,
-    baseline: BaselineOption = None,
-    arch: FactoryOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 128,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
+@with_options(options=evaluate_options)
+def evaluate(file: ArtifactArgument, options: "EvaluateOptions", as_json: JsonOption = False) -> None:
     """Measure clean accuracy beside the original's.
 
     On the same images; the result is added to the report.
+
+    Without --data the data set of the fine-tuning is used, else the 20 labelled images that foolbox ships.
 
     \b
     Examples:
       lrcompress evaluate out.safetensors --data DIR
       lrcompress evaluate out.safetensors --data samples/imagenet --json
     """
-    from lrcompress.pipeline import EvaluateOptions
-    from lrcompress.pipeline import evaluate as run
-    from lrcompress.report import accuracy_sentences, report_paths
-    from lrcompress.robustness import AttackSettings
+    run_evaluation(file, options, as_json=as_json)
 
-    check_device(device)
-    options = EvaluateOptions(
-        settings=AttackSettings(batch_size=batch_size, seed=seed),
-        data=data,
-        samples=samples,
-        baseline=baseline,
-        arch=arch,
-        device=device,
-        command=typed_command(),
-    )
+
+def run_evaluation(file: Path, options: "EvaluateOptions", *, as_json: bool) -> None:
+    """Evaluates an artifact and its original, and prints table, doubts, and where the report lies."""
+    from lrcompress.pipeline import evaluate
+    from lrcompress.report import accuracy_sentences, report_paths
+
     with follow_progress() as observer:
-        evaluation, _ = run(file, options, observer=observer)
+        evaluation, _ = evaluate(file, options, observer=observer)
     columns, rows = evaluation_rows(evaluation)
     print_table(f"{evaluation.images} images of {evaluation.data}: accuracy [95 % interval]", columns, rows)
     for sentence in accuracy_sentences(evaluation.to_json()):
         stderr().print(sentence, markup=False)
     for finding in evaluation.findings:
         stderr().print(f"{finding.severity.upper()}: {finding.message}", markup=False)
+    as_json_file, as_html_file = report_paths(file)
+    stderr().print(f"report: {as_html_file}", markup=False)
     if as_json:
         print_json(evaluation.to_json())
     else:
-        typer.echo(str(report_paths(file)[0]))
+        typer.echo(str(as_json_file))
+
+
+def evaluation_rows(evaluation: "Evaluation") -> tuple[list[str], list[list[str]]]:
+    """Returns the columns and rows of the table of an evaluation: shares with their intervals, models side by side."""
+    from lrcompress.report import radius
+    from lrcompress.robustness.evaluation import share
+
+    def cell(bits: tuple[bool, ...]) -> str:
+        values = share(bits)
+        low, high = values["interval"]
+        return f"{100 * values['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    titles = {"baseline": "uncompressed", "compressed": "compressed"}
+    columns = ["attack", "ε", *(titles[model.role] for model in evaluation.models)]
+    rows = [["none (clean)", "0", *(cell(model.clean) for model in evaluation.models)]]
+    for index, outcome in enumerate(evaluation.models[0].attacks):
+        for position, eps in enumerate(outcome.eps):
+            cells = [cell(model.attacks[index].robust[position]) for model in evaluation.models]
+            name = "worst case" if outcome.attack == "worst" else outcome.attack
+            rows.append([name, radius(eps, evaluation.norm), *cells])
+    return columns, rows

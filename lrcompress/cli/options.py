@@ -1,19 +1,22 @@
 """Options that several verbs share, and how their texts become values."""
 
 import ast
+import functools
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrcompress.cli.console import typed_command
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
-    from lrcompress.robustness import Evaluation
+    from lrcompress.pipeline import EvaluateOptions
 
 ArtifactArgument = Annotated[Path, typer.Argument(help="A file that `lrcompress compress` wrote.", metavar="FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
@@ -36,46 +39,67 @@ BaselineOption = Annotated[
     typer.Option(help="The original checkpoint; without it the recorded one is used if it is still there."),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
-ArchOption = Annotated[
-    str | None,
-    typer.Option(
-        "--arch",
-        help="timm or torchvision name, torchvision/NAME, or your own: file.py:factory, package.module:factory. "
-        "Without it the file's own word or its tensors decide.",
-    ),
-]
-ArchArgOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--arch-arg", metavar="KEY=VALUE", help="Argument of the architecture, in_chans=1 for example; may be repeated."
-    ),
-]
-StrictArchOption = Annotated[
-    bool, typer.Option("--strict-arch", help="Refuse to choose between architectures with the same tensors.")
-]
-MatchByOrderOption = Annotated[
-    bool,
-    typer.Option("--match-by-order", help="Give the tensors to the architecture in their order, whatever their names."),
-]
-WeightsKeyOption = Annotated[
-    str | None,
-    typer.Option("--weights-key", help="Key of the state dict in the file; otherwise timm's order of wrappers."),
-]
-InputSizeOption = Annotated[str | None, typer.Option(metavar="C,H,W", help="Size of the network's input.")]
-MeanOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Mean the network's input is normalised with.")]
-StdOption = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of the normalisation.")]
+
+
+def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb the options of groups: each parameter that is named here becomes all the options of its group.
+
+    A group is a function whose parameters are options and whose value the verb receives. It is called before the verb.
+    """
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(verb).parameters.values():
+            group = groups.get(parameter.name)
+            parameters += [parameter] if group is None else inspect.signature(group).parameters.values()
+
+        @functools.wraps(verb)
+        def wrapped(**given: Any) -> None:
+            values = {
+                name: group(**{option: given.pop(option) for option in inspect.signature(group).parameters})
+                for name, group in groups.items()
+            }
+            verb(**given, **values)
+
+        # What typer reads.
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        return wrapped
+
+    return decorate
 
 
 def load_options(
-    *,
-    arch: str | None,
-    arch_arg: Sequence[str] | None,
-    strict_arch: bool,
-    match_by_order: bool,
-    weights_key: str | None,
-    input_size: str | None,
-    mean: str | None,
-    std: str | None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="timm or torchvision name, torchvision/NAME, or your own: file.py:factory, package.module:factory. "
+            "Without it the file's own word or its tensors decide.",
+        ),
+    ] = None,
+    arch_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Argument of the architecture, in_chans=1 for example; may be repeated."
+        ),
+    ] = None,
+    strict_arch: Annotated[
+        bool, typer.Option("--strict-arch", help="Refuse to choose between architectures with the same tensors.")
+    ] = False,
+    match_by_order: Annotated[
+        bool,
+        typer.Option(
+            "--match-by-order", help="Give the tensors to the architecture in their order, whatever their names."
+        ),
+    ] = False,
+    weights_key: Annotated[
+        str | None, typer.Option(help="Key of the state dict in the file; otherwise timm's order of wrappers.")
+    ] = None,
+    input_size: Annotated[str | None, typer.Option(metavar="C,H,W", help="Size of the network's input.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Mean the network's input is normalised with.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation of the normalisation.")] = None,
 ) -> "LoadOptions":
     """Returns how a checkpoint is to be read.
 
@@ -100,6 +124,31 @@ def load_options(
         match_by_order=match_by_order,
         weights_key=weights_key,
         preprocessing=preprocessing,
+    )
+
+
+def evaluate_options(
+    data: DataOption = None,
+    samples: SamplesOption = None,
+    baseline: BaselineOption = None,
+    arch: FactoryOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 128,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+) -> "EvaluateOptions":
+    """Returns what an artifact is to be evaluated on, without attacks."""
+    from lrcompress.pipeline import EvaluateOptions
+    from lrcompress.robustness import AttackSettings
+
+    check_device(device)
+    return EvaluateOptions(
+        settings=AttackSettings(batch_size=batch_size, seed=seed),
+        data=data,
+        samples=samples,
+        baseline=baseline,
+        arch=arch,
+        device=device,
+        command=typed_command(),
     )
 
 
@@ -150,24 +199,3 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
     if not values or not all(math.isfinite(value) for value in values):
         raise OptionError(f"{option} takes numbers separated by commas, got `{text}`", hint=f"{option} 0.5,0.5,0.5")
     return values
-
-
-def evaluation_rows(evaluation: "Evaluation") -> tuple[list[str], list[list[str]]]:
-    """Returns the columns and rows of the table of an evaluation: shares with their intervals, models side by side."""
-    from lrcompress.report import radius
-    from lrcompress.robustness.evaluation import share
-
-    def cell(bits: tuple[bool, ...]) -> str:
-        values = share(bits)
-        low, high = values["interval"]
-        return f"{100 * values['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-    titles = {"baseline": "uncompressed", "compressed": "compressed"}
-    columns = ["attack", "ε", *(titles[model.role] for model in evaluation.models)]
-    rows = [["none (clean)", "0", *(cell(model.clean) for model in evaluation.models)]]
-    for index, outcome in enumerate(evaluation.models[0].attacks):
-        for position, eps in enumerate(outcome.eps):
-            cells = [cell(model.attacks[index].robust[position]) for model in evaluation.models]
-            name = "worst case" if outcome.attack == "worst" else outcome.attack
-            rows.append([name, radius(eps, evaluation.norm), *cells])
-    return columns, rows

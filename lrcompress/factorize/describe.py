@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrcompress.linalg import condition_number, stable_rank
-from lrcompress.nn import LowRankConv2d, LowRankLinear, dense_matrix, is_matrix_layer, low_rank_matrix
+from lrcompress.nn import LowRankConv2d, LowRankLinear, dense_matrix, factored_layers, is_matrix_layer, low_rank_matrix
 from lrcompress.plan import CompressionPlan, LayerRecord
 
 
@@ -53,6 +53,15 @@ def describe_layers(
             )
         )
     return tuple(records)
+
+
+def condition_numbers(model: nn.Module) -> dict[str, float]:
+    """Returns κ = σ₁/σ_r of every layer that is still in the form U S Vᵀ and whose σ_r is not zero."""
+    kappas = {
+        name: condition_number(torch.linalg.svdvals(layer.S.detach().double()))
+        for name, layer in factored_layers(model).items()
+    }
+    return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}
 
 
 def _spectrum(layer: LowRankLinear | LowRankConv2d) -> Float[Tensor, "r"]:

@@ -57,7 +57,8 @@ def measure_latency(
         start = time.perf_counter()
         while len(rounds) < 5 or time.perf_counter() - start < seconds:
             rounds.append((_time(baseline, images), _time(compressed, images)))
-    where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    threads = torch.get_num_threads()
+    where = f"cpu, {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else str(device)
     ratios = [c / b for b, c in rounds]
     low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return LatencyRatio(

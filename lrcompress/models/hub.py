@@ -3,6 +3,8 @@
 Both use the frameworks' caches, so that what was fetched once works offline.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +72,31 @@ def _fetch_from_hugging_face(repository: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        config = hf_hub_download(repository, "config.json")
-        try:
-            hf_hub_download(repository, "model.safetensors")
-        except EntryNotFoundError:  # offline too: the cache may hold the other file
-            hf_hub_download(repository, "pytorch_model.bin")
+        with _quiet_hub():
+            config = hf_hub_download(repository, "config.json")
+            try:
+                hf_hub_download(repository, "model.safetensors")
+            except EntryNotFoundError:  # offline too: the cache may hold the other file
+                hf_hub_download(repository, "pytorch_model.bin")
     # The hub client raises its own errors and those of whatever HTTP library it uses.
     except Exception as error:
         raise HubError(
             f"cannot fetch `{repository}` from the Hugging Face hub: {_first_line(error)}", hint=OFFLINE_HINT
         ) from error
     return Path(config).parent
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keeps the hub client from logging each retry: what comes of them is told once."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _fetch_torchvision(name: str, tag: str) -> HubFile:

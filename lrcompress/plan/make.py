@@ -63,9 +63,10 @@ def _plan_layer(candidate: Candidate, spectrum: Spectrum | None, rank: int | Non
     name, kind, shape = candidate.name, type(candidate.module).__name__, candidate.weight_shape
     if spectrum is None or rank is None:
         return LayerPlan(name, kind, shape, "dense", reason=candidate.reason or "all its weights are zero")
-    if rank > spectrum.largest_useful_rank and not policy.may_enlarge():
+    useful = spectrum.largest_useful_rank
+    if rank > useful and not policy.may_enlarge():
         reason = f"rank {rank} of {len(spectrum.sigma)} would be needed, which does not remove parameters"
+        if useful:
+            reason += f"; rank {useful} would, at a relative error of {spectrum.relative_error(useful):.3f}"
         return LayerPlan(name, kind, shape, "dense", reason=reason)
-    squares = spectrum.sigma.square()
-    error = float((squares[rank:].sum() / squares.sum()).sqrt())
-    return LayerPlan(name, kind, shape, "matrix", rank=rank, relative_error=error)
+    return LayerPlan(name, kind, shape, "matrix", rank=rank, relative_error=spectrum.relative_error(rank))

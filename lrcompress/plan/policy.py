@@ -33,6 +33,11 @@ class Spectrum:
         """The largest r with r(m + n) < mn, which removes parameters; 0 if there is none."""
         return (self.m * self.n - 1) // (self.m + self.n)
 
+    def relative_error(self, rank: int) -> float:
+        """Returns ‖W − W_r‖_F/‖W‖_F of the truncation to a rank."""
+        squares = self.sigma.square()
+        return float((squares[rank:].sum() / squares.sum()).sqrt())
+
 
 class RankPolicy(ABC):
     """Chooses one rank per layer; sees all spectra at once, so that a policy may trade layers against each other."""

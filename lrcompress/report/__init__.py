@@ -2,6 +2,7 @@
 
 from lrcompress.report.document import REPORT_SCHEMA, build_report, read_report, report_paths, with_evaluation
 from lrcompress.report.html import render_html
+from lrcompress.report.render import render_documents
 from lrcompress.report.verdict import accuracy_sentences, radius, verdict
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "build_report",
     "radius",
     "read_report",
+    "render_documents",
     "render_html",
     "report_paths",
     "verdict",

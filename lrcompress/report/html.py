@@ -22,6 +22,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     environment.filters["radius"] = radius
     environment.filters["percent"] = _percent
     environment.filters["product"] = math.prod
+    environment.filters["settings"] = _settings
     charts = [draw_chart(evaluation) for evaluation in report["evaluations"]]
     factorized = [layer for layer in report["layers"] if layer["scheme"] != "dense"]
     dense = [layer for layer in report["layers"] if layer["scheme"] == "dense"]
@@ -36,3 +37,9 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Returns settings as one line of text; those that are not set are left out."""
+    shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in values.items()}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items() if value is not None)

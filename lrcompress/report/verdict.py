@@ -55,7 +55,10 @@ def _ballast(report: Mapping[str, Any]) -> list[str]:
 def _guarantee(report: Mapping[str, Any]) -> list[str]:
     errors = [layer["relative_error"] for layer in report["layers"] if "relative_error" in layer]
     if not errors:
-        return ["No layer was factorised: at this tolerance none would have become smaller."]
+        return [
+            "No layer was factorised: at this tolerance none would have become smaller. "
+            "The reason of each layer names the tolerance from which it would."
+        ]
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
         return [f"{len(errors)} layers are factorised and fine-tuned."]

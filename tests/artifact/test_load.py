@@ -188,6 +188,27 @@ def test_a_changed_manifest_is_refused(made, change, message):
     assert "\n" not in refused.value.message
 
 
+def test_a_file_that_was_changed_is_not_loaded(made):
+    path, factory, _ = made
+    whole = path.read_bytes()
+    rewrite(path, lambda manifest: manifest.update(num_classes=7), sealed=False)
+    with pytest.raises(ArtifactError, match="its SHA-256 differs") as refused:
+        load(path, arch=factory)
+    assert f"lrcompress verify {path}" in refused.value.hint
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match="its SHA-256 differs"):
+        load(path, arch=factory)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_torch_file_is_refused_with_what_to_do(tmp_path, legacy):
+    path = tmp_path / "w.pt"
+    torch.save({}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ArtifactError, match="is a torch checkpoint") as refused:
+        load(path)
+    assert refused.value.hint.startswith(f"lrcompress compress {path}")
+
+
 def test_an_artifact_of_a_future_schema_is_still_an_artifact(made):
     path, _, _ = made
     rewrite(path, lambda manifest: manifest.update(schema=2))

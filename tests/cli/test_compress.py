@@ -10,7 +10,7 @@ from idx_files import write_idx_pair
 from PIL import Image
 from workshop import INPUT_OPTIONS, listing, make_network
 
-from lrcompress import pipeline
+from lrcompress.pipeline import compression
 
 OWN = ("--arch", "net.py:build", *INPUT_OPTIONS)
 TRAIN = ("--data", "data", "--epochs", "2", "--batch-size", "20", "--crop", "0")
@@ -54,6 +54,10 @@ def test_a_state_dict_of_timm_needs_its_file_only(shop):
     result = compress("--tol", "0.5", "-o", "small.safetensors", checkpoint="resnet.pt", own=False)
     assert (result.exit_code, result.stdout) == (0, "small.safetensors\n")
     assert "timm/test_resnet (by fingerprint; 5 classes)" in result.stderr
+
+
+def test_a_mistyped_checkpoint_is_told_before_an_existing_output(shop):
+    assert_refused(compress(checkpoint="v.pt"), "no checkpoint at `v.pt`")
 
 
 @pytest.mark.parametrize("name", ["new.safetensors", "new.report.json", "new.report.html"])
@@ -242,8 +246,8 @@ def test_ctrl_c_in_the_middle_of_fine_tuning_leaves_nothing(shop, monkeypatch):
 
         return fine_tune(*args, on_progress=interrupt, **kwargs)
 
-    fine_tune = pipeline.fine_tune_
-    monkeypatch.setattr(pipeline, "fine_tune_", interrupted)
+    fine_tune = compression.fine_tune_
+    monkeypatch.setattr(compression, "fine_tune_", interrupted)
     result = compress(*TRAIN, "-o", "new.safetensors")
     assert "epoch 1/2" in result.stderr
     assert_refused(result, "interrupted; no file is half-written")
@@ -254,7 +258,7 @@ def test_memory_that_runs_out_is_an_explained_error(shop, monkeypatch):
     def hungry(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "load_checkpoint", hungry)
+    monkeypatch.setattr(compression, "load_checkpoint", hungry)
     assert_refused(compress("-o", "new.safetensors"), "not enough memory")
 
 
@@ -290,7 +294,7 @@ TRAINING_OPTIONS = {
 @pytest.mark.parametrize(("option", "value"), TRAINING_OPTIONS.items(), ids=TRAINING_OPTIONS.keys())
 def test_a_training_option_without_training_is_refused_and_not_ignored(option, value):
     given = [option] if value is None else [option, value]
-    said = f"{option.replace('no-', '')} needs images to fine-tune on"
+    said = f"{option} needs images to fine-tune on"
     assert_refused(run("compress", "nowhere.pt", *given), said, "--data DIR")
     if option != "--epochs":
         assert_refused(run("compress", "nowhere.pt", *given, "--data", "X", "--epochs", "0"), said, "not --epochs 0")

@@ -3,6 +3,9 @@ import json
 from command import assert_refused, run
 from workshop import listing
 
+from lrcompress.cli.evaluate import evaluation_rows
+from lrcompress.robustness import AttackOutcome, Evaluation, ModelOutcome
+
 
 def evaluate(*args):
     return run("evaluate", "out.safetensors", "--arch", "net.py:build", *args)
@@ -36,3 +39,14 @@ def test_data_that_are_not_there_are_refused(shop):
     before = listing(shop)
     assert_refused(evaluate("--data", "nowhere"), "no data at `nowhere`")
     assert listing(shop) == before
+
+
+def test_the_table_has_models_side_by_side_with_intervals():
+    attacks = (AttackOutcome("worst", (2 / 255,), ((False, False, True, False),)),)
+    models = tuple(
+        ModelOutcome(role, "0", (True, True, True, False), attacks, 1.0) for role in ("baseline", "compressed")
+    )
+    columns, rows = evaluation_rows(Evaluation("data", 4, "linf", {}, 0, models, ()))
+    assert columns == ["attack", "ε", "uncompressed", "compressed"]
+    assert rows[0] == ["none (clean)", "0", "75.00 % [30.1, 95.4]", "75.00 % [30.1, 95.4]"]
+    assert rows[1] == ["worst case", "2/255", "25.00 % [4.6, 69.9]", "25.00 % [4.6, 69.9]"]

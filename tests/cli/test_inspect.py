@@ -8,11 +8,15 @@ from lrcompress.artifact import read_manifest
 
 def test_an_artifact_is_told_without_running_its_factory(shop):
     (shop / "net.py").write_text("raise RuntimeError('run unasked')")
-    result = run("inspect", "out.safetensors", env={"COLUMNS": "300"})
+    result = run("inspect", "out.safetensors", env={"COLUMNS": "40"})  # data are not cut to the terminal
     assert result.exit_code == 0
     assert result.stdout.splitlines()[0] == "kind: artifact"
     assert f"parameters: {read_manifest(shop / 'out.safetensors').compressed.parameters}" in result.stdout
-    assert "does not remove parameters" in result.stderr
+    rows = result.stdout.split("\n\n")[1].splitlines()
+    assert rows[0].split() == ["layer", "kind", "weight", "rank", "error", "kappa", "why", "dense"]
+    assert [row.split()[0] for row in rows[1:]] == ["1", "3", "5", "7"]
+    assert rows[2].split()[:4] == ["3", "Linear", "32x32", "4"]
+    assert "rank 32 of 32 would be needed, which does not remove parameters" in rows[3]
 
 
 def test_an_artifact_is_told_as_json(shop):
@@ -34,6 +38,7 @@ def test_a_checkpoint_is_told_with_the_reasons_of_its_layers(shop):
     text = run("inspect", "w.pt", "--arch", "net.py:build", *INPUT_OPTIONS)
     assert text.stdout.splitlines()[0] == "kind: checkpoint"
     assert "input: 1x6x5" in text.stdout
+    assert text.stdout.splitlines()[-3].split() == ["3", "Linear", "32x32", "-", "-", "-", "-"]
 
 
 def test_a_checkpoint_of_an_unknown_network_is_refused(shop):

@@ -1,14 +1,7 @@
 import pytest
 
-from lrcompress.cli.options import check_device, evaluation_rows, load_options, parse_arguments
+from lrcompress.cli.options import check_device, load_options, parse_arguments
 from lrcompress.errors import OptionError
-from lrcompress.robustness import AttackOutcome, Evaluation, ModelOutcome
-
-NOTHING = dict.fromkeys(("arch", "arch_arg", "weights_key", "input_size", "mean", "std"))
-
-
-def options(**values):
-    return load_options(**{**NOTHING, "strict_arch": False, "match_by_order": False, **values})
 
 
 @pytest.mark.parametrize(
@@ -42,12 +35,12 @@ def test_arguments_are_never_evaluated(tmp_path):
 
 
 def test_preprocessing_is_read_from_its_texts():
-    assert options(input_size="1,28,32", mean="0.5", std="0.1,0.2,0.3").preprocessing == {
+    assert load_options(input_size="1,28,32", mean="0.5", std="0.1,0.2,0.3").preprocessing == {
         "input_size": (1, 28, 32),
         "mean": (0.5,),
         "std": (0.1, 0.2, 0.3),
     }
-    assert options().preprocessing == {}
+    assert load_options().preprocessing == {}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +64,7 @@ def test_preprocessing_is_read_from_its_texts():
 )
 def test_numbers_that_make_no_sense_are_refused_with_the_options_name(values):
     with pytest.raises(OptionError, match=f"--{next(iter(values)).replace('_', '-')} takes"):
-        options(**values)
+        load_options(**values)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +81,3 @@ def test_a_device_that_is_not_there_is_refused(device, message):
     with pytest.raises(OptionError, match=message) as refused:
         check_device(device)
     assert refused.value.hint == "--device cpu"
-
-
-def test_the_table_has_models_side_by_side_with_intervals():
-    attacks = (AttackOutcome("worst", (2 / 255,), ((False, False, True, False),)),)
-    models = tuple(
-        ModelOutcome(role, "0", (True, True, True, False), attacks, 1.0) for role in ("baseline", "compressed")
-    )
-    columns, rows = evaluation_rows(Evaluation("data", 4, "linf", {}, 0, models, ()))
-    assert columns == ["attack", "ε", "uncompressed", "compressed"]
-    assert rows[0] == ["none (clean)", "0", "75.00 % [30.1, 95.4]", "75.00 % [30.1, 95.4]"]
-    assert rows[1] == ["worst case", "2/255", "25.00 % [4.6, 69.9]", "25.00 % [4.6, 69.9]"]

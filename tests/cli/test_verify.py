@@ -21,6 +21,7 @@ def test_without_the_original_the_check_is_not_made_and_that_is_said(shop):
     assert result.exit_code == 0
     assert {check["name"]: check["passed"] for check in json.loads(result.stdout)["checks"]}["errors"] is None
     assert "not made" in result.stderr
+    assert verify().stdout == "ok, not checked: errors\n"
 
 
 def test_a_flipped_bit_ends_with_3(shop):
@@ -41,3 +42,7 @@ def test_a_file_that_is_cut_short_is_refused(shop):
     content = (shop / "out.safetensors").read_bytes()
     (shop / "out.safetensors").write_bytes(content[:-10])
     assert_refused(verify(), "not a whole safetensors file")
+
+
+def test_a_torch_file_is_told_what_to_do_with_it(shop):
+    assert_refused(run("verify", "w.pt"), "is a torch checkpoint", "lrcompress compress w.pt")

@@ -53,7 +53,7 @@ def test_the_result_holds_medians_of_one_clock(monkeypatch):
 
 def test_the_device_and_its_threads_are_told():
     result = measure_latency(Counting(), Counting(), (1, 2, 2), seconds=0.0)
-    assert result.device == "cpu, 1 threads"
+    assert result.device == "cpu, 1 thread"
     assert result.baseline_ms > 0
     assert result.compressed_ms > 0
     assert result.ratio > 0

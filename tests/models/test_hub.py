@@ -1,6 +1,7 @@
 """The network is never used: huggingface_hub is told that it is offline, and torch's download is replaced."""
 
 import json
+import logging
 import urllib.error
 
 import huggingface_hub.constants
@@ -77,6 +78,22 @@ def test_what_the_cache_lacks_is_an_explained_error_offline(hub_cache, files):
     assert "`timm/test_resnet.r160_in1k`" in refused.value.message
     assert "\n" not in refused.value.message
     assert "local checkpoint" in refused.value.hint
+
+
+def test_the_retries_of_the_hub_client_are_not_logged(monkeypatch, caplog):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+
+    def no_connection(repository, file):
+        logger.warning("Retrying in 8s")
+        raise OSError(f"no {file} of {repository}")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_connection)
+    with pytest.raises(HubError, match="no config"):
+        fetch("timm/test_resnet")
+    assert caplog.text == ""
+    logger.warning("Retrying in 8s")  # as verbose as before for everybody else
+    assert "Retrying" in caplog.text
 
 
 def test_timm_weights_that_do_not_exist_are_answered_with_those_that_do():

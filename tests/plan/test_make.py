@@ -39,8 +39,20 @@ def test_a_layer_is_factorised_exactly_where_that_removes_parameters(rank, schem
     layer = by_name(make_plan(model, Tolerance(0.01), input_size=SIZE))["4"]
     assert layer.scheme == scheme
     if scheme == "dense":
-        assert layer.reason == "rank 15 of 24 would be needed, which does not remove parameters"
+        # The fifteen singular values are equal; rank 14 leaves one of them out.
+        assert layer.reason == (
+            "rank 15 of 24 would be needed, which does not remove parameters; "
+            f"rank 14 would, at a relative error of {(1 / 15) ** 0.5:.3f}"
+        )
         assert layer.rank is None
+
+
+def test_the_tolerance_that_a_reason_names_factorises_the_layer():
+    model = mlp_with_spectra([1.0], [1.0] * 24)
+    reason = by_name(make_plan(model, Tolerance(0.1), input_size=SIZE))["4"].reason
+    error = float(reason.rsplit(" ", 1)[1])
+    assert by_name(make_plan(model, Tolerance(error - 0.01), input_size=SIZE))["4"].scheme == "dense"
+    assert by_name(make_plan(model, Tolerance(error + 0.01), input_size=SIZE))["4"].scheme == "matrix"
 
 
 def test_full_rank_factorises_even_where_that_adds_parameters():

@@ -17,7 +17,9 @@ def make_report(name="out.safetensors", *, training=False, layers=None):
     _, manifest = compressed(tiny_cnn(), Architecture("custom", f"{name}:build", {"width": 3}), (3, 8, 8), tol=0.1)
     log = []
     if training:
-        manifest = dataclasses.replace(manifest, recipe={"fine_tuning": {"chosen_epoch": 1}, "guaranteed_tol": None})
+        tuning = {"chosen_epoch": 1, "lr": 0.002, "max_rank": None, "data": "photos"}
+        recipe = {"plan": {"name": "training start", "tol": 0.1}, "fine_tuning": tuning, "guaranteed_tol": None}
+        manifest = dataclasses.replace(manifest, recipe=recipe)
         log = [
             {"epoch": 0, "loss": None, "held_out_accuracy": 0.25, "ranks": {}, "parameters": 1234, "frozen": False},
             {"epoch": 1, "loss": 0.5, "held_out_accuracy": 0.75, "ranks": {}, "parameters": 1200, "frozen": True},
@@ -95,6 +97,13 @@ def test_the_log_of_the_training_is_shown_with_the_chosen_epoch():
     assert "The state of epoch 1 is the one in the file" in text
     assert "75.00 %" in text
     assert "0.5000" in text
+
+
+def test_the_recipe_is_told_in_words():
+    text = Page.parse(render_html(make_report(training=True))).text
+    assert "chosen epoch 1, lr 0.002, data photos" in text
+    assert "the tolerance bounds each truncation on the way" in text
+    assert "bounds each truncation" not in Page.parse(render_html(make_report())).text
 
 
 def test_the_chart_tells_its_figures_to_those_who_do_not_see_it():

@@ -1,31 +1,16 @@
-import hashlib
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from artifacts import changed, rewrite
 from checkpoint_files import write_safetensors
 from networks import relative_difference
-from workshop import fill, listing, load_options, make_network, training
+from workshop import listing, load_options, make_network, report_of, sha256, training
 
-from lrcompress import pipeline
-from lrcompress.artifact import LoadedArtifact, load_artifact
+from lrcompress.artifact import load_artifact
 from lrcompress.checkpoint import LoadOptions
-from lrcompress.errors import ArtifactError, CheckpointError, DataError, LRCompressError, OptionError, OutputError
-from lrcompress.pipeline import CompressOptions, EvaluateOptions, Observer, compress, evaluate, find_baseline
-from lrcompress.robustness import AttackSettings
+from lrcompress.errors import CheckpointError, DataError, OptionError, OutputError
+from lrcompress.pipeline import CompressOptions, Observer, compress
 
 ARCH = "net.py:build"
 pytestmark = pytest.mark.usefixtures("_short_timing")
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def report_of(path):
-    return json.loads(path.with_name(path.stem + ".report.json").read_text())
 
 
 def test_without_data_each_layer_keeps_its_tolerance_or_says_why_it_is_dense(shop):
@@ -134,141 +119,11 @@ def test_an_interrupted_fine_tuning_leaves_nothing_behind(shop, existing):
     assert listing(shop) == before
 
 
-def attack(path, **values):
-    settings = AttackSettings(attacks=("fgsm",), eps=(0.01, 0.1))
-    return evaluate(path, EvaluateOptions(settings=settings, **{"arch": ARCH, **values}))
-
-
-def test_the_baseline_is_found_and_both_models_are_evaluated_on_the_same_images(shop):
-    evaluation, report = attack(shop / "out.safetensors", data="data")
-    assert [model.role for model in evaluation.models] == ["baseline", "compressed"]
-    assert evaluation.model("baseline").sha256 == sha256(shop / "w.pt")
-    assert evaluation.images == 30
-    assert report == report_of(shop / "out.safetensors")
-    assert report["evaluations"][-1]["models"]["baseline"]["clean"]["correct"] == sum(evaluation.models[0].clean)
-
-
-def test_the_baseline_is_found_beside_the_artifact_after_both_have_moved(shop, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    evaluation, _ = attack(shop / "out.safetensors", data=str(shop / "data"), arch=str(shop / ARCH))
-    assert len(evaluation.models) == 2
-
-
-def test_without_the_baseline_the_compressed_model_is_evaluated_alone_and_that_is_said(shop):
-    (shop / "w.pt").unlink()
-    said = []
-    settings = AttackSettings(attacks=("fgsm",), eps=(0.1,))
-    options = EvaluateOptions(settings=settings, data="data", arch=ARCH)
-    evaluation, _ = evaluate(shop / "out.safetensors", options, observer=Observer(on_stage=said.append))
-    assert [model.role for model in evaluation.models] == ["compressed"]
-    assert any("no baseline" in line and "w.pt" in line and "--baseline" in line for line in said)
-
-
-def test_a_changed_baseline_is_not_taken(shop):
-    torch.save(make_network(seed=1).state_dict(), shop / "w.pt")
-    artifact = load_artifact(shop / "out.safetensors", arch=ARCH)
-    found, reason = find_baseline(shop / "out.safetensors", artifact, arch=ARCH)
-    assert found is None
-    assert "SHA-256 differs" in reason
-    with pytest.raises(OptionError, match="SHA-256 differs"):
-        attack(shop / "out.safetensors", data="data", baseline="w.pt")
-
-
-def test_a_damaged_baseline_is_not_taken_and_the_difference_told(shop):
-    (shop / "w.pt").write_bytes(b"")
-    artifact = load_artifact(shop / "out.safetensors", arch=ARCH)
-    assert "SHA-256 differs" in find_baseline(shop / "out.safetensors", artifact, arch=ARCH)[1]
-
-
-def test_a_baseline_that_was_renamed_is_found_where_the_user_says(shop):
-    (shop / "w.pt").rename(shop / "renamed.pt")
-    evaluation, _ = attack(shop / "out.safetensors", data="data", baseline="renamed.pt")
-    assert len(evaluation.models) == 2
-    with pytest.raises(CheckpointError):
-        attack(shop / "out.safetensors", data="data", baseline="w.pt")
-
-
-def test_the_data_of_the_fine_tuning_is_used_again(shop):
-    evaluation, _ = attack(shop / "tuned.safetensors")
-    assert (evaluation.images, "data" in evaluation.data) == (30, True)
-
-
-def test_without_any_data_the_user_is_asked_for_some(shop):
-    before = listing(shop)
-    with pytest.raises(DataError, match="no sample images fit a network of 3 classes") as refused:
-        attack(shop / "out.safetensors")
-    assert "--data" in refused.value.hint
-    assert listing(shop) == before
-
-
-def test_an_evaluation_is_added_to_the_report_and_the_same_one_replaced(shop):
-    for _ in range(2):
-        _, report = attack(shop / "tuned.safetensors")
-    assert [e["settings"]["attacks"] for e in report["evaluations"]] == [[], ["fgsm"]]
-    assert len(report["training_log"]) == 3
-
-
-def test_a_lost_report_is_written_anew(shop):
-    (shop / "out.report.json").unlink()
-    _, report = attack(shop / "out.safetensors", data="data")
-    assert report["size"]["compressed"]["bytes"] == (shop / "out.safetensors").stat().st_size
-    assert (shop / "out.report.json").exists()
-
-
-def test_a_data_set_of_other_classes_is_refused(shop):
-    fill(shop / "other")
-    from idx_files import write_idx_pair
-
-    write_idx_pair(shop / "other" / "data", "t10k", count=30, classes=4)
-    with pytest.raises(DataError, match="has 4 classes, the network 3"):
-        attack(shop / "out.safetensors", data="other/data")
-
-
-def test_an_artifact_that_is_none_is_refused(shop):
-    with pytest.raises(ArtifactError) as refused:
-        attack(shop / "w.pt", data="data")
-    assert isinstance(refused.value, LRCompressError)
-
-
-def never(*args, **kwargs):
-    raise AssertionError(f"called with {args}")
-
-
-# A path that only looks like one once it is joined with a folder.
-
-
-@pytest.mark.parametrize(
-    "recorded",
-    [
-        "timm/resnet18.a1_in1k",
-        "torchvision/resnet18.IMAGENET1K_V1",
-        "./timm/resnet18.a1_in1k",
-        ".//torchvision/resnet18",
-    ],
-)
-def test_an_artifact_cannot_make_its_reader_fetch_a_baseline(shop, monkeypatch, recorded):
-    monkeypatch.setattr("lrcompress.checkpoint.load.fetch", never)
-    artifact = load_artifact(Path("out.safetensors"), arch=ARCH)
-    manifest = changed(artifact.manifest, source={**artifact.manifest.source, "path": recorded})
-    found, reason = find_baseline(Path("out.safetensors"), LoadedArtifact(artifact.model, manifest), arch=ARCH)
-    assert found is None
-    assert "--baseline" in reason
-
-
-@pytest.mark.parametrize("recorded", ["hfds/x", "torch/MNIST", "samples/mnist", "nowhere"])
-def test_recorded_data_that_are_no_folder_here_are_not_opened(shop, monkeypatch, recorded):
-    rewrite(shop / "tuned.safetensors", lambda manifest: manifest["recipe"]["fine_tuning"].update(data=recorded))
-    monkeypatch.setattr(pipeline, "open_images", never)
-    before = listing(shop)
-    with pytest.raises(DataError, match="no sample images fit a network of 3 classes"):
-        attack(shop / "tuned.safetensors")
-    assert listing(shop) == before
-
-
 @pytest.mark.parametrize("link", [None, "symbolic", "hard"])
 @pytest.mark.parametrize("source", ["weights.safetensors", "folder"])
 def test_the_checkpoint_itself_is_never_overwritten(shop, source, link):
     (shop / "folder").mkdir()
+    (shop / "folder" / "config.json").write_text("{}")
     file = shop / "folder" / "model.safetensors" if source == "folder" else shop / source
     write_safetensors(make_network().state_dict(), file)
     output = file

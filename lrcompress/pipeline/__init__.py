@@ -1,0 +1,8 @@
+"""The stages as calls: `compress` from checkpoint to report, `evaluate` from artifact to report."""
+
+from lrcompress.pipeline.baseline import find_baseline
+from lrcompress.pipeline.compression import CompressOptions, compress
+from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
+from lrcompress.pipeline.observer import Observer
+
+__all__ = ["CompressOptions", "EvaluateOptions", "Observer", "compress", "evaluate", "find_baseline"]

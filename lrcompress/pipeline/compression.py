@@ -1,0 +1,240 @@
+"""The stages from checkpoint to report."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrcompress.artifact import (
+    Cost,
+    Manifest,
+    check_outputs,
+    installed_versions,
+    pack_artifact,
+    round_weights_,
+    save_artifact,
+    write_atomically,
+)
+from lrcompress.checkpoint import LoadedModel, LoadOptions, find_weights, load_checkpoint
+from lrcompress.data import ImageSet, random_subset
+from lrcompress.dlrt import DlrtOptions, FineTuning, fine_tune_
+from lrcompress.errors import OptionError, OutputError
+from lrcompress.factorize import condition_numbers, describe_layers, factorize, fold_
+from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
+from lrcompress.models import PixelModel, is_hub_name
+from lrcompress.pipeline.images import open_for
+from lrcompress.pipeline.observer import Observer
+from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy, Tolerance, TrainingStart, make_plan
+from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
+from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What `compress` is to do.
+
+    Attributes:
+        tol: relative truncation tolerance τ.
+        load: how to read the checkpoint.
+        data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
+        training: settings of DLRT; None does not fine-tune.
+        samples: largest number of test images for the report; None takes all.
+        seed: of the choice of these images.
+        include_first: factorise the first layer too.
+        include_classifier: factorise the classifier too.
+        allow_zero_layers: leave all-zero layers dense instead of refusing them.
+        device: where to compute.
+        overwrite: whether existing outputs may be replaced.
+        command: what the user typed, for the report.
+    """
+
+    tol: float
+    load: LoadOptions = field(default_factory=LoadOptions)
+    data: str | None = None
+    training: DlrtOptions | None = None
+    samples: int | None = None
+    seed: int = 0
+    include_first: bool = False
+    include_classifier: bool = False
+    allow_zero_layers: bool = False
+    device: str = "cpu"
+    overwrite: bool = False
+    command: str = "lrcompress.compress(…)"
+
+    def __post_init__(self) -> None:
+        if self.training is not None and self.training.tol != self.tol:
+            raise OptionError(
+                f"the plan has tolerance {self.tol}, the training {self.training.tol}", hint="give both the same"
+            )
+
+
+def compress(
+    source: str, output: str | Path, options: CompressOptions, *, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Writes a compressed model and its report, and returns the report.
+
+    Writes `output`, and beside it `.report.json` and `.report.html`. Either all of the artifact is written or nothing.
+
+    Args:
+        source: checkpoint file, Hugging Face folder or hub name.
+        output: the artifact to write, ending in `.safetensors`.
+        options: what to do.
+        observer: follows the work.
+
+    Raises:
+        LRCompressError: for anything a user can mend; nothing is then written.
+    """
+    observer, path = observer or Observer(), Path(output)
+    policy = _start_policy(options)
+    _check_places(source, path, options)
+
+    observer.on_stage(f"reading {source}")
+    loaded = load_checkpoint(source, options.load)
+    observer.on_stage(loaded.describe())
+    train, test = _open_data(loaded, options)
+    observer.on_stage("planning")
+    plan = make_plan(
+        loaded.model,
+        policy,
+        input_size=loaded.preprocessing.input_size,
+        include_first=options.include_first,
+        include_classifier=options.include_classifier,
+        allow_zero_layers=options.allow_zero_layers,
+    )
+    observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
+    model = factorize(loaded.model, plan)
+    start_kappas = condition_numbers(model)
+    tuning = None
+    if train is not None and options.training is not None and plan.factorized():
+        observer.on_stage(f"fine-tuning on {train.description}")
+        tuning = _fine_tune_(model, loaded, train, options.training, options.device, observer)
+    fold_(model)
+    round_weights_(model, loaded.dtype)
+
+    layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas if tuning else {})
+    manifest = _describe(loaded, model, layers, _recipe(plan, options, tuning), test)
+    packed = pack_artifact(model, manifest)
+    baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
+    compressed = PixelModel(model, loaded.preprocessing).to(options.device)
+    observer.on_stage("timing both models")
+    report = build_report(
+        packed.manifest,
+        artifact=path,
+        artifact_bytes=len(packed.content),
+        artifact_sha256=packed.sha256,
+        training_log=[asdict(entry) for entry in tuning.log] if tuning else None,
+        latency=measure_latency(baseline, compressed, loaded.preprocessing.input_size),
+    )
+    if test is not None:
+        observer.on_stage(f"measuring accuracy on {test.description}")
+        models = [
+            EvaluatedModel("baseline", baseline, loaded.source.sha256),
+            EvaluatedModel("compressed", compressed, packed.sha256),
+        ]
+        evaluation = evaluate_models(models, test, AttackSettings())
+        report = with_evaluation(report, evaluation, command=options.command)
+    # Only now, when all that takes long is done: an interrupted run leaves nothing behind.
+    observer.on_stage("writing")
+    model.to("cpu")
+    documents = render_documents(report, path)
+    save_artifact(path, packed)
+    for document, content in documents.items():
+        write_atomically(document, content)
+    return report
+
+
+def _start_policy(options: CompressOptions) -> RankPolicy:
+    if options.training is None:
+        return Tolerance(options.tol)
+    if options.data is None:
+        raise OptionError("fine-tuning needs images", hint="--data DIR")
+    return TrainingStart(options.tol, max_rank=options.training.max_rank)
+
+
+def _check_places(source: str, output: Path, options: CompressOptions) -> None:
+    """Raises what is wrong with the names of input and outputs, before hours of work are lost to it."""
+    if output.suffix != ".safetensors":
+        raise OptionError(f"the output must end in .safetensors, got `{output}`", hint=f"-o {output.stem}.safetensors")
+    weights = None if is_hub_name(source) else find_weights(source)
+    check_outputs([output, *report_paths(output)], overwrite=options.overwrite)
+    if weights is not None and output.exists() and output.samefile(weights):
+        raise OutputError(f"`{output}` is the checkpoint itself, which is kept", hint="name another file with -o")
+
+
+def _open_data(loaded: LoadedModel, options: CompressOptions) -> tuple[ImageSet | None, ImageSet | None]:
+    """Returns the images to train on and to report on; each may be None."""
+    if options.data is None:
+        return None, None
+    if options.training is not None and options.data.startswith("samples/"):
+        raise OptionError(
+            f"`{options.data}` has 20 images, too few to fine-tune on", hint="--epochs 0 evaluates on them only"
+        )
+    test = open_for(loaded.preprocessing, loaded.num_classes, options.data, "test")
+    if options.samples is not None:
+        test = random_subset(test, options.samples, seed=options.seed)
+    if options.training is None:
+        return None, test
+    return open_for(loaded.preprocessing, loaded.num_classes, options.data, "train"), test
+
+
+def _fine_tune_(
+    model: nn.Module,
+    loaded: LoadedModel,
+    images: ImageSet,
+    training: DlrtOptions,
+    device: str,
+    observer: Observer,
+) -> FineTuning:
+    student = PixelModel(model, loaded.preprocessing).to(device)
+    teacher = PixelModel(loaded.model, loaded.preprocessing).to(device)
+    tuning = fine_tune_(student, images, training, teacher=teacher, on_progress=observer.on_training)
+    for network in (student, teacher):
+        network.to("cpu").to(memory_format=torch.contiguous_format)
+    return tuning
+
+
+def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
+    """Returns how the model was made, for the manifest."""
+    recipe: dict[str, Any] = {"plan": dict(plan.policy), "guaranteed_tol": None if tuning else options.tol}
+    if tuning is not None and options.training is not None:
+        chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
+        recipe["fine_tuning"] = {
+            **asdict(options.training),
+            "penalty": tuning.penalty,
+            "data": options.data,
+            "chosen_epoch": tuning.chosen_epoch,
+            "held_out_images": tuning.held_out_images,
+            "held_out_accuracy": chosen.held_out_accuracy,
+            "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
+        }
+    return recipe
+
+
+def _describe(
+    loaded: LoadedModel,
+    model: nn.Module,
+    layers: tuple[LayerRecord, ...],
+    recipe: Mapping[str, Any],
+    images: ImageSet | None,
+) -> Manifest:
+    """Returns the manifest of the folded model; its digest and shared tensors are filled in when it is packed."""
+    size = loaded.preprocessing.input_size
+    stored_bytes = tensor_bytes(model, getattr(torch, loaded.dtype))
+    return Manifest(
+        architecture=loaded.architecture,
+        preprocessing=loaded.preprocessing,
+        num_classes=loaded.num_classes,
+        class_names=images.class_names if images else (),
+        dtype=loaded.dtype,
+        layers=layers,
+        recipe=recipe,
+        source=asdict(loaded.source) | {"candidates": list(loaded.source.candidates)},
+        baseline=Cost(count_parameters(loaded.model), loaded.source.bytes, count_macs(loaded.model, size)),
+        compressed=Cost(count_parameters(model), stored_bytes, count_macs(model, size)),
+        shared={},
+        tensors_sha256="",
+        versions=installed_versions(),
+    )

@@ -120,10 +120,7 @@ p = {fashion["paired"]["p_value"]:.2g}). A batch of
 
 {attack_table(fashion)}
 
-{
-        circumstances(fashion)
-    } Commits after that one let a DLRT cycle run on from one epoch into the next, where this run still
-truncated at the end of each epoch.
+{circumstances(fashion)}
 
 ## Exactness
 

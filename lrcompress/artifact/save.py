@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lrcompress.artifact.files import write_atomically
-from lrcompress.artifact.load import assemble_model, check_same_tensors, read_manifest, read_tensors
+from lrcompress.artifact.load import assemble_model, check_same_tensors, read_manifest, read_manifest_text, read_tensors
 from lrcompress.artifact.manifest import Manifest
 from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, serialize, stored_tensors
 from lrcompress.errors import ArtifactError
@@ -72,7 +72,8 @@ def save_artifact(path: Path, packed: PackedArtifact) -> None:
     arch = architecture.name if architecture.framework == "custom" else None
 
     def check(written: Path) -> None:
-        # Before the digests are looked at, so that a failing disk is told by the tensor it failed at.
+        if read_manifest_text(written) != packed.manifest.dumps():
+            raise ArtifactError("the manifest in the written file differs from what was written", hint="check the disk")
         read = assemble_model(written, read_manifest(written), read_tensors(written), arch=arch)
         check_same_tensors(packed.model, read)
 

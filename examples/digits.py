@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
     load = LoadOptions(arch=factory, preprocessing={"input_size": SIZE})
     training = DlrtOptions(tol=0.15, epochs=6, max_rank=16, batch_size=64, crop=0, flip=False, distill=0.5)
     artifact = folder / "small.safetensors"
-    options = CompressOptions(tol=0.15, load=load, data=str(folder), training=training)
+    options = CompressOptions(load=load, data=str(folder), training=training)
     lrcompress.compress(str(checkpoint), artifact, options)
 
     attack = AttackSettings(attacks=("noise", "fgsm", "pgd"), eps=(0.05, 0.1), steps=10)

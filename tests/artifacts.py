@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,7 @@ from torch import nn
 from lrcompress.artifact import Cost, Manifest, installed_versions, pack_artifact, round_weights_, save_artifact
 from lrcompress.factorize import describe_layers, factorize, fold_
 from lrcompress.models import Architecture, Preprocessing
-from lrcompress.plan import RankPolicy, Spectrum, make_plan
-
-
-@dataclass(frozen=True)
-class FixedRank(RankPolicy):
-    """The same rank for every layer."""
-
-    rank: int = 3
-
-    def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
-        return {name: min(self.rank, len(spectrum.sigma)) for name, spectrum in spectra.items()}
-
-    def describe(self) -> dict[str, Any]:
-        return {"name": "fixed", "rank": self.rank}
+from lrcompress.plan import RankPolicy, UniformRank, make_plan
 
 
 def compressed(
@@ -41,7 +27,7 @@ def compressed(
     tol: float | None = None,
 ) -> tuple[nn.Module, Manifest]:
     """Returns the compressed network in memory and a manifest for it."""
-    plan = make_plan(model, policy or FixedRank(), input_size=input_size)
+    plan = make_plan(model, policy or UniformRank(3), input_size=input_size)
     small = fold_(factorize(model, plan))
     round_weights_(small, dtype)
     channels = input_size[0]

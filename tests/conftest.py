@@ -33,14 +33,15 @@ def _made(tmp_path_factory, _short_timing):
     import workshop
 
     from lrcompress.pipeline import CompressOptions, compress
+    from lrcompress.plan import Tolerance
 
     folder = tmp_path_factory.mktemp("made")
     workshop.fill(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         load = workshop.load_options(folder.relative_to(folder))
-        compress("w.pt", "out.safetensors", CompressOptions(tol=0.1, load=load))
-        tuned = CompressOptions(tol=0.1, load=load, data="data", training=workshop.training())
+        compress("w.pt", "out.safetensors", CompressOptions(policy=Tolerance(0.1), load=load))
+        tuned = CompressOptions(load=load, data="data", training=workshop.training())
         compress("w.pt", "tuned.safetensors", tuned)
     return folder
 

@@ -34,16 +34,17 @@ def workplace(tmp_path_factory):
                 (folder / "net.py").write_text(block)
     from lrcompress.checkpoint import LoadOptions
     from lrcompress.pipeline import CompressOptions, compress
+    from lrcompress.plan import Tolerance
 
     namespace: dict = {}
     exec((folder / "net.py").read_text(), namespace)
     torch.save(namespace["build"]().state_dict(), folder / "mine.pt")
     load = LoadOptions(arch=f"{folder / 'net.py'}:build", preprocessing={"input_size": (1, 12, 12)})
-    compress(str(folder / "mine.pt"), folder / "mine.safetensors", CompressOptions(tol=0.5, load=load))
+    compress(str(folder / "mine.pt"), folder / "mine.safetensors", CompressOptions(policy=Tolerance(0.5), load=load))
     import timm
 
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "model.pt")
-    options = CompressOptions(tol=0.5, load=LoadOptions(arch="test_resnet"))
+    options = CompressOptions(policy=Tolerance(0.5), load=LoadOptions(arch="test_resnet"))
     compress(str(folder / "model.pt"), folder / "out.safetensors", options)
     return folder
 

@@ -70,7 +70,7 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> Check:
 
 
 def _check_errors(model: nn.Module, original: nn.Module, manifest: Manifest) -> Check:
-    """Measures ‖W − W_r‖_F/‖W‖_F from the two files; without fine-tuning it must also be within the tolerance."""
+    """Measures ‖W − W_r‖_F/‖W‖_F from the two files; where a tolerance is guaranteed it must also be within it."""
     worst = 0.0
     for record in manifest.layers:
         if record.scheme == "dense":
@@ -87,7 +87,7 @@ def _check_errors(model: nn.Module, original: nn.Module, manifest: Manifest) -> 
         worst = max(worst, error)
     tol = manifest.recipe.get("guaranteed_tol")
     if tol is None:
-        return Check("errors", True, f"largest {worst:.4f}; fine-tuned, so no bound is claimed")
+        return Check("errors", True, f"largest {worst:.4f}; no bound is claimed")
     # Storing in half precision may add its own rounding to an error that lies just below the bound.
     slack = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[manifest.dtype]
     return Check("errors", worst <= tol + slack, f"largest {worst:.4f}, guaranteed {tol}")

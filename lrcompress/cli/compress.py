@@ -1,5 +1,6 @@
 """`lrcompress compress`."""
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,9 @@ from lrcompress.errors import OptionError
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
     from lrcompress.dlrt import DlrtOptions
+    from lrcompress.plan import RankPolicy
 
+DEFAULT_TOL = 0.1
 DEFAULT_EPOCHS = 5
 DEFAULT_DISTILL = 0.9
 
@@ -106,8 +109,20 @@ def compress(
         str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
     ],
     tol: Annotated[
-        float, typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file.")
-    ] = 0.1,
+        float | None,
+        typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file (default 0.1)."),
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Keep this share of each layer's squared norm; 0.99 is --tol 0.1.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="The same rank in every layer, for comparisons.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Keep at most this share of the whole model's parameters, 0.25 for example.")
+    ] = None,
+    max_params: Annotated[int | None, typer.Option(help="Keep at most so many parameters in all.")] = None,
+    max_macs: Annotated[
+        int | None, typer.Option(help="Keep at most so many multiply-accumulates per image in all.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.safetensors"),
     data: DataOption = None,
     samples: SamplesOption = None,
@@ -131,13 +146,15 @@ def compress(
     Writes OUTPUT.safetensors, OUTPUT.report.json and OUTPUT.report.html.
 
     Without data each layer is cut to the smallest rank whose relative error is at most --tol: a guarantee. With data
-    the low-rank network is fine-tuned, its ranks adapting to the same tolerance.
+    the low-rank network is fine-tuned, its ranks adapting to the same tolerance. Instead of a tolerance, a compression
+    without fine-tuning takes --energy, --rank, or a budget, which is divided among the layers for the smallest error.
 
     \b
     Examples:
       lrcompress compress resnet50.pt --tol 0.1
       lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
       lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
+      lrcompress compress timm/resnet50.a1_in1k --budget 0.25
       lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
     """
     from lrcompress.pipeline import CompressOptions
@@ -145,10 +162,11 @@ def compress(
 
     if data is None and samples is not None:
         raise OptionError("--samples needs images", hint="--data DIR")
-    settings = _training_settings(training, tol=tol, data=data, seed=seed)
+    policy = _policy(tol=tol, energy=energy, rank=rank, budget=budget, max_params=max_params, max_macs=max_macs)
+    settings = _training_settings(training, policy=policy, data=data, seed=seed)
     check_device(device)
     options = CompressOptions(
-        tol=tol,
+        policy=policy if settings is None else None,
         load=load,
         data=data,
         training=settings,
@@ -171,12 +189,51 @@ def compress(
         typer.echo(str(output))
 
 
-def _training_settings(given: dict[str, Any], *, tol: float, data: str | None, seed: int) -> "DlrtOptions | None":
+def _policy(
+    *,
+    tol: float | None,
+    energy: float | None,
+    rank: int | None,
+    budget: float | None,
+    max_params: int | None,
+    max_macs: int | None,
+) -> "RankPolicy":
+    """Returns the one policy that was asked for, the default tolerance without one."""
+    from lrcompress.plan import Budget, Energy, Tolerance, UniformRank
+
+    policies: dict[str, Callable[[], RankPolicy]] = {}
+    if tol is not None:
+        policies["--tol"] = lambda: Tolerance(tol)
+    if energy is not None:
+        policies["--energy"] = lambda: Energy(energy)
+    if rank is not None:
+        policies["--rank"] = lambda: UniformRank(rank)
+    if budget is not None:
+        policies["--budget"] = lambda: Budget(fraction=budget)
+    if max_params is not None:
+        policies["--max-params"] = lambda: Budget(parameters=max_params)
+    if max_macs is not None:
+        policies["--max-macs"] = lambda: Budget(macs=max_macs)
+    if len(policies) > 1:
+        raise OptionError(f"{' and '.join(policies)} exclude each other", hint="give one of them")
+    return next(iter(policies.values()))() if policies else Tolerance(DEFAULT_TOL)
+
+
+def _training_settings(
+    given: dict[str, Any], *, policy: "RankPolicy", data: str | None, seed: int
+) -> "DlrtOptions | None":
     """Returns the settings of the fine-tuning, None without one; refuses settings that would have no effect."""
     from lrcompress.dlrt import DlrtOptions
+    from lrcompress.plan import Tolerance
 
     if data is not None and given.get("epochs") != 0:
-        return DlrtOptions(**{"tol": tol, "seed": seed, "epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL, **given})
+        if not isinstance(policy, Tolerance):
+            raise OptionError(
+                f"fine-tuning adapts the ranks to a tolerance, not to a {policy.describe()['name']}",
+                hint="--tol and --max-rank with fine-tuning, or --epochs 0",
+            )
+        defaults = {"tol": policy.tol, "seed": seed, "epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL}
+        return DlrtOptions(**{**defaults, **given})
     without_effect = [name for name in given if name != "epochs" or given[name] > 0]
     if without_effect:
         name = without_effect[0]

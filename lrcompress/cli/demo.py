@@ -96,7 +96,7 @@ def _fashion(output: Path, observer: "Observer") -> dict[str, Any]:
         f"--epochs {training.epochs} --lr {training.lr} --beta {training.beta} -o {artifact} --overwrite"
     )
     observer.on_stage(f"$ {command}")
-    options = CompressOptions(tol=training.tol, data=str(data), training=training, overwrite=True, command=command)
+    options = CompressOptions(data=str(data), training=training, overwrite=True, command=command)
     compress(str(checkpoint), artifact, options, observer=observer)
     samples = ATTACKED_IMAGES
     command = f"lrcompress attack {artifact} --pgd --samples {samples} --data {data}"
@@ -117,6 +117,7 @@ def _find_efficientnet() -> Path | None:
 def _imagenet(weights: Path, output: Path, observer: "Observer") -> dict[str, Any]:
     from lrcompress.checkpoint import LoadOptions
     from lrcompress.pipeline import CompressOptions, compress
+    from lrcompress.plan import Tolerance
 
     checkpoint, artifact = output / "efficientnet_lite0.pth", output / "efficientnet.safetensors"
     shutil.copyfile(weights, checkpoint)
@@ -126,7 +127,9 @@ def _imagenet(weights: Path, output: Path, observer: "Observer") -> dict[str, An
     )
     observer.on_stage(f"$ {command}")
     load = LoadOptions(arch="tf_efficientnet_lite0", match_by_order=True, preprocessing={"input_size": (3, 512, 512)})
-    options = CompressOptions(tol=IMAGENET_TOL, load=load, data="samples/imagenet", overwrite=True, command=command)
+    options = CompressOptions(
+        policy=Tolerance(IMAGENET_TOL), load=load, data="samples/imagenet", overwrite=True, command=command
+    )
     return compress(str(checkpoint), artifact, options, observer=observer)
 
 

@@ -27,7 +27,7 @@ from lrcompress.measure import count_macs, count_parameters, measure_latency, te
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
-from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy, Tolerance, TrainingStart, make_plan
+from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy, TrainingStart, make_plan
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
@@ -37,7 +37,8 @@ class CompressOptions:
     """What `compress` is to do.
 
     Attributes:
-        tol: relative truncation tolerance τ.
+        policy: chooses the ranks of a compression without fine-tuning; with fine-tuning its own tolerance and largest
+            rank do.
         load: how to read the checkpoint.
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
         training: settings of DLRT; None does not fine-tune.
@@ -51,7 +52,7 @@ class CompressOptions:
         command: what the user typed, for the report.
     """
 
-    tol: float
+    policy: RankPolicy | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
     data: str | None = None
     training: DlrtOptions | None = None
@@ -65,9 +66,10 @@ class CompressOptions:
     command: str = "lrcompress.compress(…)"
 
     def __post_init__(self) -> None:
-        if self.training is not None and self.training.tol != self.tol:
+        if (self.training is None) == (self.policy is None):
             raise OptionError(
-                f"the plan has tolerance {self.tol}, the training {self.training.tol}", hint="give both the same"
+                "a compression takes either a rank policy or a fine-tuning, which has its own tolerance",
+                hint="policy=Tolerance(0.1), or training=DlrtOptions(…)",
             )
 
 
@@ -115,7 +117,7 @@ def compress(
     round_weights_(model, loaded.dtype)
 
     layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas if tuning else {})
-    manifest = _describe(loaded, model, layers, _recipe(plan, options, tuning), test)
+    manifest = _describe(loaded, model, layers, _recipe(plan, policy, options, tuning), test)
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     compressed = PixelModel(model, loaded.preprocessing).to(options.device)
@@ -148,10 +150,11 @@ def compress(
 
 def _start_policy(options: CompressOptions) -> RankPolicy:
     if options.training is None:
-        return Tolerance(options.tol)
+        assert options.policy is not None  # checked when the options were made
+        return options.policy
     if options.data is None:
         raise OptionError("fine-tuning needs images", hint="--data DIR")
-    return TrainingStart(options.tol, max_rank=options.training.max_rank)
+    return TrainingStart(options.training.tol, max_rank=options.training.max_rank)
 
 
 def _check_places(source: str, output: Path, options: CompressOptions) -> None:
@@ -196,9 +199,11 @@ def _fine_tune_(
     return tuning
 
 
-def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
+def _recipe(
+    plan: CompressionPlan, policy: RankPolicy, options: CompressOptions, tuning: FineTuning | None
+) -> dict[str, Any]:
     """Returns how the model was made, for the manifest."""
-    recipe: dict[str, Any] = {"plan": dict(plan.policy), "guaranteed_tol": None if tuning else options.tol}
+    recipe: dict[str, Any] = {"plan": dict(plan.policy), "guaranteed_tol": None if tuning else policy.guaranteed_tol()}
     if tuning is not None and options.training is not None:
         chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
         recipe["fine_tuning"] = {

@@ -3,11 +3,23 @@
 from lrcompress.plan.layers import Candidate, find_layers
 from lrcompress.plan.make import make_plan
 from lrcompress.plan.plan import CompressionPlan, LayerPlan, LayerRecord
-from lrcompress.plan.policy import FullRank, RankPolicy, Spectrum, Tolerance, TrainingStart
+from lrcompress.plan.policy import (
+    Budget,
+    Energy,
+    FullRank,
+    RankPolicy,
+    Spectrum,
+    Tolerance,
+    TrainingStart,
+    UniformRank,
+    WholeModel,
+)
 
 __all__ = [
+    "Budget",
     "Candidate",
     "CompressionPlan",
+    "Energy",
     "FullRank",
     "LayerPlan",
     "LayerRecord",
@@ -15,6 +27,8 @@ __all__ = [
     "Spectrum",
     "Tolerance",
     "TrainingStart",
+    "UniformRank",
+    "WholeModel",
     "find_layers",
     "make_plan",
 ]

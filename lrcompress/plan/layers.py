@@ -18,12 +18,14 @@ class Candidate:
         module: the module.
         reason: why it stays dense whatever its spectrum, "" if it may be factorised.
         parameter: the parameter's name in the module.
+        positions: how often the weight's matrix is applied to one image; 0 if the layer is not called.
     """
 
     name: str
     module: nn.Module
     reason: str
     parameter: str = "weight"
+    positions: int = 0
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -49,7 +51,7 @@ def find_layers(
         include_first: whether the first layer of the forward pass may be factorised.
         include_classifier: whether the last layer of the forward pass may be factorised.
     """
-    calls, classifiers = _called_layers(model, input_size)
+    calls, classifiers, positions = _called_layers(model, input_size)
     fixed: dict[str, str] = {}
     if not include_classifier:
         fixed |= dict.fromkeys(classifiers, "the classifier stays dense (--include-classifier)")
@@ -67,7 +69,7 @@ def find_layers(
                 continue
             others = [other for other in sharers[id(parameter)] if other != name]
             reason = _structural_reason(name, module, calls, others) or fixed.get(name, "")
-            found.append(Candidate(name, module, reason))
+            found.append(Candidate(name, module, reason, positions=positions.get(name, 0)))
     return found
 
 
@@ -100,19 +102,23 @@ def _names_by_weight(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[list[str], list[str]]:
-    """Returns the names of the modules with a weight matrix that one forward pass calls, and the classifiers of them.
+def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[list[str], list[str], dict[str, int]]:
+    """Returns the modules with a weight matrix that one forward pass calls, the classifiers of them, their positions.
 
     Names are in the order of first call. Classifiers are the last ones that give as many values as there are logits:
-    distilled transformers have two.
+    distilled transformers have two. Positions are how often a matrix is applied to the image, over all calls.
     """
     names = {id(module): name for name, module in model.named_modules()}
     calls: dict[str, int] = {}
+    positions: dict[str, int] = {}
 
-    def record(module: nn.Module, _: object, __: object) -> None:
+    def record(module: nn.Module, _: object, output: object) -> None:
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
-            calls.setdefault(names[id(module)], weight.shape[0])
+            name = names[id(module)]
+            calls.setdefault(name, weight.shape[0])
+            if isinstance(output, torch.Tensor):
+                positions[name] = positions.get(name, 0) + output.numel() // weight.shape[0]
 
     handle = torch.nn.modules.module.register_module_forward_hook(record)
     was_training = model.training
@@ -124,4 +130,4 @@ def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[
         handle.remove()
         model.train(was_training)
     trailing = itertools.takewhile(lambda name: calls[name] == logits.shape[-1], reversed(calls))
-    return list(calls), list(trailing) or list(calls)[-1:]
+    return list(calls), list(trailing) or list(calls)[-1:], positions

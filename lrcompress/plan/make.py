@@ -5,10 +5,11 @@ from torch import nn
 
 from lrcompress.errors import CheckpointError
 from lrcompress.linalg import singular_values
+from lrcompress.measure import count_macs, count_parameters
 from lrcompress.nn import dense_matrix, is_matrix_layer
 from lrcompress.plan.layers import Candidate, find_layers
 from lrcompress.plan.plan import CompressionPlan, LayerPlan
-from lrcompress.plan.policy import RankPolicy, Spectrum
+from lrcompress.plan.policy import RankPolicy, Spectrum, WholeModel
 
 
 def make_plan(
@@ -45,13 +46,13 @@ def make_plan(
         if torch.count_nonzero(matrix) == 0:
             zero.add(candidate.name)
         else:
-            spectra[candidate.name] = Spectrum(singular_values(matrix), *matrix.shape)
+            spectra[candidate.name] = Spectrum(singular_values(matrix), *matrix.shape, candidate.positions)
     if zero and not allow_zero_layers:
         raise CheckpointError(
             f"all weights of `{min(zero)}` are zero" + (f", and of {len(zero) - 1} more layers" * (len(zero) > 1)),
             hint="check the checkpoint; --allow-zero-layers keeps such layers as they are",
         )
-    ranks = policy.choose_ranks(spectra)
+    ranks = policy.choose_ranks(spectra, WholeModel(count_parameters(model), count_macs(model, input_size)))
     layers = tuple(
         _plan_layer(candidate, spectra.get(candidate.name), ranks.get(candidate.name), policy)
         for candidate in candidates

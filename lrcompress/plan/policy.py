@@ -1,4 +1,4 @@
-"""Rank policies: from all spectra to all ranks."""
+"""Rank policies: from all spectra to all ranks. A rank beyond the largest useful one leaves a layer dense."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
 from lrcompress.errors import OptionError
 from lrcompress.linalg import truncation_rank
+from lrcompress.plan.allocate import Allocation, allocate
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,13 @@ class Spectrum:
         sigma: all min(m, n) singular values in descending order.
         m: rows of the weight matrix.
         n: columns of the weight matrix.
+        positions: how often the matrix is applied to one image: a convolution's output pixels, a transformer's tokens.
     """
 
     sigma: Float[Tensor, "k"]
     m: int
     n: int
+    positions: int = 1
 
     @property
     def largest_useful_rank(self) -> int:
@@ -35,24 +39,41 @@ class Spectrum:
 
     def relative_error(self, rank: int) -> float:
         """Returns ‖W − W_r‖_F/‖W‖_F of the truncation to a rank."""
-        squares = self.sigma.square()
-        return float((squares[rank:].sum() / squares.sum()).sqrt())
+        return float(squared_errors(self.sigma)[rank].sqrt())
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """What the dense network has in all, biases, norms and the layers that stay as they are included.
+
+    Attributes:
+        parameters: their number.
+        macs: multiply-accumulate operations per image.
+    """
+
+    parameters: int
+    macs: int
 
 
 class RankPolicy(ABC):
     """Chooses one rank per layer; sees all spectra at once, so that a policy may trade layers against each other."""
 
     @abstractmethod
-    def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
         """Returns the rank of every layer, at least 1.
 
         Args:
             spectra: by the layer's name; none is all zero.
+            whole: what the dense network has in all.
         """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Returns the policy's name and parameters as JSON types."""
+
+    def guaranteed_tol(self) -> float | None:
+        """The relative error that no factorised layer exceeds, None if nothing is promised."""
+        return None
 
     def may_enlarge(self) -> bool:
         """Whether layers are to be factorised even where that adds parameters."""
@@ -80,12 +101,137 @@ class Tolerance(RankPolicy):
             )
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
         return {name: max(1, truncation_rank(spectrum.sigma, self.tol)) for name, spectrum in spectra.items()}
 
     @override
     def describe(self) -> dict[str, Any]:
         return {"name": "tolerance", "tol": self.tol}
+
+    @override
+    def guaranteed_tol(self) -> float | None:
+        return self.tol
+
+
+@dataclass(frozen=True)
+class Energy(RankPolicy):
+    """The smallest ranks that keep a share of the squared norm, Σ_{i≤r} σ_i² ≥ energy·Σ σ_i², in every layer.
+
+    Args:
+        energy: in (0, 1); the same as the tolerance sqrt(1 − energy).
+
+    Raises:
+        OptionError: if `energy` is out of range.
+    """
+
+    energy: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.energy) and 0 < self.energy < 1):
+            raise OptionError(
+                f"--energy must lie strictly between 0 and 1, got {self.energy}", hint="--energy 0.99 is --tol 0.1"
+            )
+
+    @override
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
+        return Tolerance(math.sqrt(1 - self.energy)).choose_ranks(spectra, whole)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {"name": "energy", "energy": self.energy}
+
+    @override
+    def guaranteed_tol(self) -> float | None:
+        return math.sqrt(1 - self.energy)
+
+
+@dataclass(frozen=True)
+class UniformRank(RankPolicy):
+    """The same rank in every layer where that removes parameters; a baseline for comparisons.
+
+    Args:
+        rank: at least 1.
+
+    Raises:
+        OptionError: if `rank` is out of range.
+    """
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise OptionError(f"--rank must be at least 1, got {self.rank}", hint="--rank 32")
+
+    @override
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
+        return {name: min(self.rank, len(spectrum.sigma)) for name, spectrum in spectra.items()}
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {"name": "uniform rank", "rank": self.rank}
+
+
+@dataclass(frozen=True)
+class Budget(RankPolicy):
+    """The ranks of the smallest Σ (relative error)² over all layers whose whole model fits a budget.
+
+    Exactly one of the three is given.
+
+    Args:
+        fraction: of the dense network's parameters, in (0, 1).
+        parameters: at most so many in all.
+        macs: at most so many multiply-accumulate operations per image in all.
+
+    Raises:
+        OptionError: if a value is out of range, or the network cannot be made so small.
+    """
+
+    fraction: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.fraction, self.parameters, self.macs) if value is not None]
+        if len(given) != 1:
+            raise OptionError("a budget has one measure", hint="give --budget, --max-params or --max-macs")
+        if self.fraction is not None and not (math.isfinite(self.fraction) and 0 < self.fraction < 1):
+            raise OptionError(
+                f"--budget must lie strictly between 0 and 1, got {self.fraction}",
+                hint="--budget 0.25 keeps 25 % of the parameters",
+            )
+        if given[0] <= 0:
+            raise OptionError(f"a budget must be positive, got {given[0]}", hint="--budget 0.25")
+
+    @override
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
+        # Counted in parameters, or in multiply-accumulates, of which each parameter costs one per position.
+        weights = {name: 1 if self.macs is None else spectrum.positions for name, spectrum in spectra.items()}
+        total = whole.parameters if self.macs is None else whole.macs
+        untouched = total - sum(weights[name] * s.m * s.n for name, s in spectra.items())
+        limit = self.macs or self.parameters or math.floor((self.fraction or 0) * total)
+        layers = {
+            name: Allocation(
+                squared_errors=squared_errors(spectrum.sigma)[1 : spectrum.largest_useful_rank + 1],
+                cost_per_rank=weights[name] * (spectrum.m + spectrum.n),
+                dense_cost=weights[name] * spectrum.m * spectrum.n,
+            )
+            for name, spectrum in spectra.items()
+        }
+        smallest = untouched + sum(layer.smallest_cost for layer in layers.values())
+        if limit < smallest:
+            unit = "parameters" if self.macs is None else "multiply-accumulates"
+            raise OptionError(
+                f"the budget of {limit:,} {unit} cannot be met: rank 1 in every layer that may be factorised leaves "
+                f"{smallest:,} of {total:,}",
+                hint="raise the budget, or allow more layers with --include-first and --include-classifier",
+            )
+        chosen = allocate(layers, limit - untouched)
+        return {name: chosen[name] or len(spectra[name].sigma) for name in spectra}
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        values = {"fraction": self.fraction, "parameters": self.parameters, "macs": self.macs}
+        return {"name": "budget", **{key: value for key, value in values.items() if value is not None}}
 
 
 @dataclass(frozen=True)
@@ -103,8 +249,8 @@ class TrainingStart(Tolerance):
     max_rank: int | None = None
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
-        wanted = super().choose_ranks(spectra)
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
+        wanted = super().choose_ranks(spectra, whole)
         limits = {
             name: min(s.largest_useful_rank, self.max_rank or s.largest_useful_rank) for name, s in spectra.items()
         }
@@ -114,13 +260,17 @@ class TrainingStart(Tolerance):
     def describe(self) -> dict[str, Any]:
         return {"name": "training start", "tol": self.tol, "max_rank": self.max_rank}
 
+    @override
+    def guaranteed_tol(self) -> float | None:
+        return None
+
 
 @dataclass(frozen=True)
 class FullRank(RankPolicy):
     """All singular values, even where that adds parameters: for checking a factorisation, not for compressing."""
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
+    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
         return {name: len(spectrum.sigma) for name, spectrum in spectra.items()}
 
     @override
@@ -130,3 +280,10 @@ class FullRank(RankPolicy):
     @override
     def may_enlarge(self) -> bool:
         return True
+
+
+def squared_errors(sigma: Float[Tensor, "k"]) -> Float[Tensor, "k1"]:
+    """Returns ‖W − W_r‖²/‖W‖² for r = 0 … k in float64; summed from the smallest value up, to lose nothing."""
+    squares = sigma.double().square()
+    tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
+    return tails / tails[0]

@@ -56,12 +56,14 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     errors = [layer["relative_error"] for layer in report["layers"] if "relative_error" in layer]
     if not errors:
         return [
-            "No layer was factorised: at this tolerance none would have become smaller. "
-            "The reason of each layer names the tolerance from which it would."
+            "No layer was factorised: none would have become smaller. "
+            "The reason of each layer names the relative error at which it would."
         ]
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
-        return [f"{len(errors)} layers are factorised and fine-tuned."]
+        if "fine_tuning" in report["recipe"]:
+            return [f"{len(errors)} layers are factorised and fine-tuned."]
+        return [f"{len(errors)} layers are factorised; their largest relative error is {max(errors):.4f}."]
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
     return [
         f"{len(errors)} layers are factorised, each within a relative error of {tol}{rounding} "

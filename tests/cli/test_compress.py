@@ -48,6 +48,28 @@ def test_fine_tuning_is_told_and_recorded(shop):
     assert (tuning["beta"], tuning["penalty"], tuning["max_rank"], tuning["epochs"]) == (0.05, "paper", 6, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        ([], {"name": "tolerance", "tol": 0.1}),
+        (["--energy", "0.9"], {"name": "energy", "energy": 0.9}),
+        (["--rank", "5"], {"name": "uniform rank", "rank": 5}),
+        (["--budget", "0.8"], {"name": "budget", "fraction": 0.8}),
+        (["--max-params", "2800"], {"name": "budget", "parameters": 2800}),
+        (["--max-macs", "2700"], {"name": "budget", "macs": 2700}),
+    ],
+    ids=str,
+)
+def test_every_way_to_ask_for_ranks_is_recorded_and_kept(shop, options, policy):
+    report = json.loads(compress(*options, "-o", "new.safetensors", "--json").stdout)
+    assert report["recipe"]["plan"] == policy
+    for option, key in (("parameters", "parameters"), ("macs", "macs")):
+        if option in policy:
+            assert policy[option] - 64 < report["size"]["compressed"][key] <= policy[option]
+    if "rank" in policy:
+        assert {layer["rank"] for layer in report["layers"] if "rank" in layer} == {5}
+
+
 def test_a_state_dict_of_timm_needs_its_file_only(shop):
     torch.manual_seed(0)
     write_zip(timm.create_model("test_resnet", num_classes=5).state_dict(), shop / "resnet.pt")
@@ -177,6 +199,12 @@ BAD_OPTIONS = {
     "tolerance below 0": (["--tol", "-0.1"], ["--tol"]),
     "tolerance nan": (["--tol", "nan"], ["--tol"]),
     "tolerance while training": ([*TRAIN, "--tol", "1.5"], ["--tol"]),
+    "two policies": (["--tol", "0.1", "--budget", "0.5"], ["--tol and --budget exclude each other"]),
+    "a budget in per cent": (["--budget", "25"], ["--budget must lie strictly between 0 and 1, got 25.0"]),
+    "a budget too small": (["--max-params", "9"], ["the budget of 9 parameters cannot be met", "leaves"]),
+    "a budget with fine-tuning": ([*TRAIN, "--budget", "0.5"], ["adapts the ranks to a tolerance", "--epochs 0"]),
+    "energy": (["--energy", "99"], ["--energy"]),
+    "rank 0": (["--rank", "0"], ["--rank must be at least 1"]),
     "unwritable": (["-o", "nowhere/new.safetensors"], ["no folder `nowhere`", "mkdir"]),
     "output is a folder": (["-o", "data"], ["data"]),
     "not safetensors": (["-o", "new.pt"], ["must end in .safetensors"]),

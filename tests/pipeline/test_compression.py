@@ -8,6 +8,7 @@ from lrcompress.artifact import load_artifact
 from lrcompress.checkpoint import LoadOptions
 from lrcompress.errors import CheckpointError, DataError, OptionError, OutputError
 from lrcompress.pipeline import CompressOptions, Observer, compress
+from lrcompress.plan import Budget, Tolerance
 
 ARCH = "net.py:build"
 pytestmark = pytest.mark.usefixtures("_short_timing")
@@ -61,23 +62,41 @@ def test_with_data_the_network_is_fine_tuned_and_its_accuracy_measured(shop):
 @pytest.mark.parametrize("tuned", [False, True])
 def test_the_same_input_and_seed_give_the_same_bytes(shop, tuned):
     options = CompressOptions(
-        tol=0.1, load=LoadOptions(arch=ARCH, preprocessing=load_options(shop).preprocessing),
-        data="data" if tuned else None, training=training() if tuned else None,
-    )  # fmt: skip
+        policy=None if tuned else Tolerance(0.1),
+        load=LoadOptions(arch=ARCH, preprocessing=load_options(shop).preprocessing),
+        data="data" if tuned else None,
+        training=training() if tuned else None,
+    )
     compress("w.pt", "again.safetensors", options)
     assert sha256(shop / "again.safetensors") == sha256(shop / ("tuned.safetensors" if tuned else "out.safetensors"))
 
 
 def test_data_without_training_measure_accuracy_only(shop):
-    options = CompressOptions(tol=0.1, load=load_options(shop), data="data", samples=10)
+    options = CompressOptions(policy=Tolerance(0.1), load=load_options(shop), data="data", samples=10)
     report = compress("w.pt", "measured.safetensors", options)
     assert report["evaluations"][0]["images"] == 10
     assert "fine_tuning" not in report["recipe"]
     assert report["recipe"]["guaranteed_tol"] == 0.1
 
 
+@pytest.mark.parametrize("values", [{}, {"policy": Tolerance(0.1), "training": training()}], ids=["none", "both"])
+def test_a_compression_has_either_a_policy_or_a_training(values):
+    with pytest.raises(OptionError, match="either a rank policy or a fine-tuning"):
+        CompressOptions(**values)
+
+
+def test_a_budget_is_kept_by_the_model_that_is_written(shop):
+    policy = Budget(fraction=0.8)
+    report = compress("w.pt", "small.safetensors", CompressOptions(policy=policy, load=load_options(shop)))
+    size = report["size"]
+    left = 0.8 * size["baseline"]["parameters"] - size["compressed"]["parameters"]
+    assert 0 <= left < 32 + 32  # no room for one rank more
+    assert report["recipe"] == {"plan": {"name": "budget", "fraction": 0.8}, "guaranteed_tol": None}
+    assert any("their largest relative error is" in sentence for sentence in report["verdict"])
+
+
 BAD = {
-    "tolerance": ({"tol": 1.0}, {}, OptionError),
+    "a budget that cannot be met": ({"policy": Budget(parameters=2)}, {}, OptionError),
     "training without data": ({"training": training()}, {}, OptionError),
     "no such data": ({"data": "nowhere"}, {}, DataError),
     "twenty images to train on": ({"data": "samples/mnist", "training": training()}, {}, OptionError),
@@ -91,7 +110,8 @@ BAD = {
 @pytest.mark.parametrize(("values", "places", "error"), BAD.values(), ids=BAD.keys())
 def test_what_goes_wrong_leaves_nothing_behind(shop, values, places, error):
     before = listing(shop)
-    options = CompressOptions(**{"tol": 0.1, "load": load_options(shop), **values})
+    policy = None if "training" in values else Tolerance(0.1)
+    options = CompressOptions(**{"policy": policy, "load": load_options(shop), **values})
     with pytest.raises(error) as refused:
         compress(places.get("source", "w.pt"), places.get("output", "new.safetensors"), options)
     assert refused.value.hint
@@ -107,7 +127,7 @@ def test_an_interrupted_fine_tuning_leaves_nothing_behind(shop, existing):
             raise KeyboardInterrupt
 
     options = CompressOptions(
-        tol=0.1, load=load_options(shop), data="data", training=training(), overwrite=existing
+        load=load_options(shop), data="data", training=training(), overwrite=existing
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         compress(
@@ -131,7 +151,7 @@ def test_the_checkpoint_itself_is_never_overwritten(shop, source, link):
         output = shop / "link.safetensors"
         output.symlink_to(file) if link == "symbolic" else output.hardlink_to(file)
     before = listing(shop)
-    options = CompressOptions(tol=0.1, load=load_options(shop), overwrite=True)
+    options = CompressOptions(policy=Tolerance(0.1), load=load_options(shop), overwrite=True)
     with pytest.raises(OutputError, match="is the checkpoint itself") as refused:
         compress(source, output, options)
     assert "-o" in refused.value.hint
@@ -142,7 +162,7 @@ def test_the_state_of_an_optimiser_does_not_count_as_a_reduction_of_the_weights(
     state = make_network().state_dict()
     weights = sum(4 * value.numel() for value in state.values())
     torch.save({"state_dict": state, "optimizer": [torch.zeros(2 * weights // 4)]}, shop / "training.pt")
-    report = compress("training.pt", "new.safetensors", CompressOptions(tol=0.1, load=load_options(shop)))
+    report = compress("training.pt", "new.safetensors", CompressOptions(policy=Tolerance(0.1), load=load_options(shop)))
     assert report["source"]["weight_bytes"] == weights
     original, left = ((shop / name).stat().st_size for name in ("training.pt", "new.safetensors"))
     (sentence,) = (sentence for sentence in report["verdict"] if "no weights of this network" in sentence)

@@ -40,7 +40,13 @@ def test_size_and_guarantee_come_first():
 
 
 def test_after_fine_tuning_no_error_is_promised():
-    assert verdict(report(recipe={"guaranteed_tol": None}))[1] == "2 layers are factorised and fine-tuned."
+    tuned = {"guaranteed_tol": None, "fine_tuning": {}}
+    assert verdict(report(recipe=tuned))[1] == "2 layers are factorised and fine-tuned."
+
+
+def test_where_no_error_is_promised_the_largest_is_told():
+    said = verdict(report(recipe={"guaranteed_tol": None}))[1]
+    assert said == "2 layers are factorised; their largest relative error is 0.0900."
 
 
 def test_a_model_without_factorised_layers_says_so():

@@ -7,6 +7,7 @@ from lrcompress.cli.compress import compress
 from lrcompress.cli.demo import demo
 from lrcompress.cli.evaluate import evaluate
 from lrcompress.cli.inspect import inspect
+from lrcompress.cli.plan import plan
 from lrcompress.cli.verify import verify
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would more than double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (compress, attack, evaluate, inspect, verify, demo):
+for verb in (compress, plan, attack, evaluate, inspect, verify, demo):
     app.command()(verb)
 
 

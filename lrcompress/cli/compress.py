@@ -1,6 +1,5 @@
 """`lrcompress compress`."""
 
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,14 +17,13 @@ from lrcompress.cli.options import (
     load_options,
     with_options,
 )
+from lrcompress.cli.plan import DEFAULT_TOL, PlanningOptions, planning_options, read_plan
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
     from lrcompress.dlrt import DlrtOptions
-    from lrcompress.plan import RankPolicy
 
-DEFAULT_TOL = 0.1
 DEFAULT_EPOCHS = 5
 DEFAULT_DISTILL = 0.9
 
@@ -103,39 +101,21 @@ def training_options(
 
 
 @explain_errors
-@with_options(training=training_options, load=load_options)
+@with_options(planning=planning_options, training=training_options, load=load_options)
 def compress(
     checkpoint: Annotated[
         str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
     ],
-    tol: Annotated[
-        float | None,
-        typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file (default 0.1)."),
-    ] = None,
-    energy: Annotated[
-        float | None, typer.Option(help="Keep this share of each layer's squared norm; 0.99 is --tol 0.1.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="The same rank in every layer, for comparisons.")] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Keep at most this share of the whole model's parameters, 0.25 for example.")
-    ] = None,
-    max_params: Annotated[int | None, typer.Option(help="Keep at most so many parameters in all.")] = None,
-    max_macs: Annotated[
-        int | None, typer.Option(help="Keep at most so many multiply-accumulates per image in all.")
+    plan: Annotated[
+        Path | None, typer.Option(help="Do what a plan says that `lrcompress plan` wrote, and nothing else.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.safetensors"),
     data: DataOption = None,
     samples: SamplesOption = None,
     *,
+    planning: PlanningOptions,
     training: dict[str, Any],
     load: "LoadOptions",
-    include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
-    include_classifier: Annotated[
-        bool, typer.Option("--include-classifier", help="Factorise the classifier too.")
-    ] = False,
-    allow_zero_layers: Annotated[
-        bool, typer.Option("--allow-zero-layers", help="Leave layers alone whose weights are all zero.")
-    ] = False,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
@@ -155,6 +135,7 @@ def compress(
       lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
       lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
       lrcompress compress timm/resnet50.a1_in1k --budget 0.25
+      lrcompress compress resnet50.pt --plan out.plan.json
       lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
     """
     from lrcompress.pipeline import CompressOptions
@@ -162,19 +143,22 @@ def compress(
 
     if data is None and samples is not None:
         raise OptionError("--samples needs images", hint="--data DIR")
-    policy = _policy(tol=tol, energy=energy, rank=rank, budget=budget, max_params=max_params, max_macs=max_macs)
-    settings = _training_settings(training, policy=policy, data=data, seed=seed)
+    if plan is not None and planning != PlanningOptions():
+        raise OptionError("a plan leaves nothing to plan", hint="give --plan, or options that choose ranks")
+    settings = _training_settings(training, planning=planning, plan=plan, data=data, seed=seed)
+    chosen = read_plan(plan) if plan is not None else None
     check_device(device)
     options = CompressOptions(
-        policy=policy if settings is None else None,
+        policy=planning.rank_policy() if settings is None and chosen is None else None,
+        plan=chosen,
         load=load,
         data=data,
         training=settings,
         samples=samples,
         seed=seed,
-        include_first=include_first,
-        include_classifier=include_classifier,
-        allow_zero_layers=allow_zero_layers,
+        include_first=planning.include_first,
+        include_classifier=planning.include_classifier,
+        allow_zero_layers=planning.allow_zero_layers,
         device=device,
         overwrite=overwrite,
         command=typed_command(),
@@ -189,50 +173,21 @@ def compress(
         typer.echo(str(output))
 
 
-def _policy(
-    *,
-    tol: float | None,
-    energy: float | None,
-    rank: int | None,
-    budget: float | None,
-    max_params: int | None,
-    max_macs: int | None,
-) -> "RankPolicy":
-    """Returns the one policy that was asked for, the default tolerance without one."""
-    from lrcompress.plan import Budget, Energy, Tolerance, UniformRank
-
-    policies: dict[str, Callable[[], RankPolicy]] = {}
-    if tol is not None:
-        policies["--tol"] = lambda: Tolerance(tol)
-    if energy is not None:
-        policies["--energy"] = lambda: Energy(energy)
-    if rank is not None:
-        policies["--rank"] = lambda: UniformRank(rank)
-    if budget is not None:
-        policies["--budget"] = lambda: Budget(fraction=budget)
-    if max_params is not None:
-        policies["--max-params"] = lambda: Budget(parameters=max_params)
-    if max_macs is not None:
-        policies["--max-macs"] = lambda: Budget(macs=max_macs)
-    if len(policies) > 1:
-        raise OptionError(f"{' and '.join(policies)} exclude each other", hint="give one of them")
-    return next(iter(policies.values()))() if policies else Tolerance(DEFAULT_TOL)
-
-
 def _training_settings(
-    given: dict[str, Any], *, policy: "RankPolicy", data: str | None, seed: int
+    given: dict[str, Any], *, planning: PlanningOptions, plan: Path | None, data: str | None, seed: int
 ) -> "DlrtOptions | None":
     """Returns the settings of the fine-tuning, None without one; refuses settings that would have no effect."""
     from lrcompress.dlrt import DlrtOptions
-    from lrcompress.plan import Tolerance
 
     if data is not None and given.get("epochs") != 0:
-        if not isinstance(policy, Tolerance):
+        without_effect = "--plan" if plan is not None else planning.policy_option()
+        if without_effect not in ("", "--tol"):
             raise OptionError(
-                f"fine-tuning adapts the ranks to a tolerance, not to a {policy.describe()['name']}",
+                f"fine-tuning adapts the ranks to a tolerance, {without_effect} has no effect on it",
                 hint="--tol and --max-rank with fine-tuning, or --epochs 0",
             )
-        defaults = {"tol": policy.tol, "seed": seed, "epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL}
+        tol = DEFAULT_TOL if planning.tol is None else planning.tol
+        defaults = {"tol": tol, "seed": seed, "epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL}
         return DlrtOptions(**{**defaults, **given})
     without_effect = [name for name in given if name != "epochs" or given[name] > 0]
     if without_effect:

@@ -4,5 +4,6 @@ from lrcompress.pipeline.baseline import find_baseline
 from lrcompress.pipeline.compression import CompressOptions, compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.observer import Observer
+from lrcompress.pipeline.planning import plan_loaded
 
-__all__ = ["CompressOptions", "EvaluateOptions", "Observer", "compress", "evaluate", "find_baseline"]
+__all__ = ["CompressOptions", "EvaluateOptions", "Observer", "compress", "evaluate", "find_baseline", "plan_loaded"]

@@ -27,7 +27,8 @@ from lrcompress.measure import count_macs, count_parameters, measure_latency, te
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
-from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy, TrainingStart, make_plan
+from lrcompress.pipeline.planning import plan_loaded
+from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy, TrainingStart, check_plan
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
@@ -37,11 +38,11 @@ class CompressOptions:
     """What `compress` is to do.
 
     Attributes:
-        policy: chooses the ranks of a compression without fine-tuning; with fine-tuning its own tolerance and largest
-            rank do.
+        policy: chooses the ranks of a compression without fine-tuning.
+        plan: a plan to execute instead, without fine-tuning.
         load: how to read the checkpoint.
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
-        training: settings of DLRT; None does not fine-tune.
+        training: settings of DLRT, whose tolerance and largest rank choose the ranks; None does not fine-tune.
         samples: largest number of test images for the report; None takes all.
         seed: of the choice of these images.
         include_first: factorise the first layer too.
@@ -53,6 +54,7 @@ class CompressOptions:
     """
 
     policy: RankPolicy | None = None
+    plan: CompressionPlan | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
     data: str | None = None
     training: DlrtOptions | None = None
@@ -66,11 +68,13 @@ class CompressOptions:
     command: str = "lrcompress.compress(…)"
 
     def __post_init__(self) -> None:
-        if (self.training is None) == (self.policy is None):
+        if sum(given is not None for given in (self.policy, self.plan, self.training)) != 1:
             raise OptionError(
-                "a compression takes either a rank policy or a fine-tuning, which has its own tolerance",
-                hint="policy=Tolerance(0.1), or training=DlrtOptions(…)",
+                "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
+                hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=DlrtOptions(…)",
             )
+        if self.training is not None and self.data is None:
+            raise OptionError("fine-tuning needs images", hint="--data DIR")
 
 
 def compress(
@@ -90,22 +94,13 @@ def compress(
         LRCompressError: for anything a user can mend; nothing is then written.
     """
     observer, path = observer or Observer(), Path(output)
-    policy = _start_policy(options)
     _check_places(source, path, options)
 
     observer.on_stage(f"reading {source}")
     loaded = load_checkpoint(source, options.load)
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
-    observer.on_stage("planning")
-    plan = make_plan(
-        loaded.model,
-        policy,
-        input_size=loaded.preprocessing.input_size,
-        include_first=options.include_first,
-        include_classifier=options.include_classifier,
-        allow_zero_layers=options.allow_zero_layers,
-    )
+    plan = _plan(loaded, options, observer)
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
     model = factorize(loaded.model, plan)
     start_kappas = condition_numbers(model)
@@ -117,7 +112,7 @@ def compress(
     round_weights_(model, loaded.dtype)
 
     layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas if tuning else {})
-    manifest = _describe(loaded, model, layers, _recipe(plan, policy, options, tuning), test)
+    manifest = _describe(loaded, model, layers, _recipe(plan, options, tuning), test)
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     compressed = PixelModel(model, loaded.preprocessing).to(options.device)
@@ -148,13 +143,24 @@ def compress(
     return report
 
 
-def _start_policy(options: CompressOptions) -> RankPolicy:
-    if options.training is None:
-        assert options.policy is not None  # checked when the options were made
-        return options.policy
-    if options.data is None:
-        raise OptionError("fine-tuning needs images", hint="--data DIR")
-    return TrainingStart(options.training.tol, max_rank=options.training.max_rank)
+def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> CompressionPlan:
+    """Returns the plan that was given, once it is known to fit, or makes one."""
+    if options.plan is not None:
+        size, sha256 = loaded.preprocessing.input_size, loaded.source.sha256
+        check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
+        return options.plan
+    policy = options.policy
+    if options.training is not None:
+        policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
+    assert policy is not None  # checked when the options were made
+    observer.on_stage("planning")
+    return plan_loaded(
+        loaded,
+        policy,
+        include_first=options.include_first,
+        include_classifier=options.include_classifier,
+        allow_zero_layers=options.allow_zero_layers,
+    )
 
 
 def _check_places(source: str, output: Path, options: CompressOptions) -> None:
@@ -199,11 +205,11 @@ def _fine_tune_(
     return tuning
 
 
-def _recipe(
-    plan: CompressionPlan, policy: RankPolicy, options: CompressOptions, tuning: FineTuning | None
-) -> dict[str, Any]:
+def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
     """Returns how the model was made, for the manifest."""
-    recipe: dict[str, Any] = {"plan": dict(plan.policy), "guaranteed_tol": None if tuning else policy.guaranteed_tol()}
+    policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
+    guaranteed = None if options.policy is None else options.policy.guaranteed_tol()
+    recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
     if tuning is not None and options.training is not None:
         chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
         recipe["fine_tuning"] = {

@@ -1,5 +1,6 @@
 """Stage 2: a dense model becomes a `CompressionPlan`, the stages' common language."""
 
+from lrcompress.plan.check import check_plan
 from lrcompress.plan.layers import Candidate, find_layers
 from lrcompress.plan.make import make_plan
 from lrcompress.plan.plan import CompressionPlan, LayerPlan, LayerRecord
@@ -29,6 +30,7 @@ __all__ = [
     "TrainingStart",
     "UniformRank",
     "WholeModel",
+    "check_plan",
     "find_layers",
     "make_plan",
 ]

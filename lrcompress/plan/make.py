@@ -43,10 +43,11 @@ def make_plan(
         if candidate.reason or not is_matrix_layer(candidate.module):
             continue
         matrix = dense_matrix(candidate.module)
+        m, n = matrix.shape
         if torch.count_nonzero(matrix) == 0:
             zero.add(candidate.name)
         else:
-            spectra[candidate.name] = Spectrum(singular_values(matrix), *matrix.shape, candidate.positions)
+            spectra[candidate.name] = Spectrum(singular_values(matrix), m, n, candidate.positions)
     if zero and not allow_zero_layers:
         raise CheckpointError(
             f"all weights of `{min(zero)}` are zero" + (f", and of {len(zero) - 1} more layers" * (len(zero) > 1)),

@@ -1,12 +1,15 @@
 """`CompressionPlan`: what is to be done with each layer, and why. Frozen, and the same after a trip through JSON."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lrcompress.errors import OptionError
 
 PLAN_VERSION = 1
+Scheme = Literal["matrix", "dense"]
+SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,32 @@ class LayerPlan:
     name: str
     kind: str
     dense_shape: tuple[int, ...]
-    scheme: Literal["matrix", "dense"]
+    scheme: Scheme
     rank: int | None = None
     relative_error: float | None = None
     reason: str = ""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "LayerPlan":
+        """Returns the layer that a plan's JSON describes, which may have been edited.
+
+        Raises:
+            KeyError, TypeError, ValueError: if a value is missing, of another type, or unknown.
+        """
+        name, scheme, rank, error = (values[key] for key in ("name", "scheme", "rank", "relative_error"))
+        if scheme not in SCHEMES:
+            raise ValueError(f"`{name}` has the scheme {scheme!r}, known are {', '.join(SCHEMES)}")
+        if not (rank is None or type(rank) is int):  # True is an int too
+            raise TypeError(f"`{name}` has the rank {rank!r}, which is no whole number")
+        return cls(
+            name=str(name),
+            kind=str(values["kind"]),
+            dense_shape=tuple(map(int, values["dense_shape"])),
+            scheme=scheme,
+            rank=rank,
+            relative_error=None if error is None else float(error),
+            reason=str(values["reason"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,7 @@ class LayerRecord:
     name: str
     kind: str
     dense_shape: tuple[int, ...]
-    scheme: Literal["matrix", "dense"]
+    scheme: Scheme
     rank: int | None = None
     relative_error: float | None = None
     sigma_max: float | None = None
@@ -87,31 +112,49 @@ class CompressionPlan:
     Attributes:
         policy: how the ranks were chosen: its name and its parameters.
         layers: in the network's order.
+        source_sha256: hash of the checkpoint it was made for, "" if it was made for a network in memory.
     """
 
     policy: Mapping[str, Any]
     layers: tuple[LayerPlan, ...]
+    source_sha256: str = ""
 
     def factorized(self) -> dict[str, LayerPlan]:
         """Returns the layers that are to be factorised, by name."""
         return {layer.name: layer for layer in self.layers if layer.scheme != "dense"}
 
+    def removed_parameters(self) -> int:
+        """Returns how many parameters fewer the network will have."""
+        removed = 0
+        for layer in self.factorized().values():
+            m, n = layer.dense_shape[0], math.prod(layer.dense_shape[1:])
+            removed += m * n - (layer.rank or 0) * (m + n)
+        return removed
+
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON types."""
         layers = [asdict(layer) | {"dense_shape": list(layer.dense_shape)} for layer in self.layers]
-        return {"version": PLAN_VERSION, "policy": dict(self.policy), "layers": layers}
+        return {
+            "version": PLAN_VERSION,
+            "policy": dict(self.policy),
+            "layers": layers,
+            "source_sha256": self.source_sha256,
+        }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "CompressionPlan":
+    def from_json(cls, values: Any) -> "CompressionPlan":
         """Returns the plan that `to_json` wrote.
 
         Raises:
-            OptionError: if it was written by another version.
+            OptionError: if it is none, or was written by another version.
         """
-        if values.get("version") != PLAN_VERSION:
+        version = values.get("version") if isinstance(values, Mapping) else None
+        if version != PLAN_VERSION:
             raise OptionError(
-                f"the plan has version {values.get('version')}, this program reads {PLAN_VERSION}",
-                hint="make the plan again",
+                f"the plan has version {version}, this program reads {PLAN_VERSION}", hint="make the plan again"
             )
-        layers = tuple(LayerPlan(**{**layer, "dense_shape": tuple(layer["dense_shape"])}) for layer in values["layers"])
-        return cls(policy=dict(values["policy"]), layers=layers)
+        try:
+            layers = tuple(map(LayerPlan.from_json, values["layers"]))
+            return cls(dict(values["policy"]), layers, str(values["source_sha256"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise OptionError(f"the plan is damaged: {error}", hint="make the plan again") from error

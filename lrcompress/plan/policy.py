@@ -35,7 +35,7 @@ class Spectrum:
     @property
     def largest_useful_rank(self) -> int:
         """The largest r with r(m + n) < mn, which removes parameters; 0 if there is none."""
-        return (self.m * self.n - 1) // (self.m + self.n)
+        return useful_rank(self.m, self.n)
 
     def relative_error(self, rank: int) -> float:
         """Returns ‖W − W_r‖_F/‖W‖_F of the truncation to a rank."""
@@ -287,3 +287,8 @@ def squared_errors(sigma: Float[Tensor, "k"]) -> Float[Tensor, "k1"]:
     squares = sigma.double().square()
     tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
     return tails / tails[0]
+
+
+def useful_rank(m: int, n: int) -> int:
+    """Returns the largest r with r(m + n) < mn, which removes parameters; 0 if there is none."""
+    return (m * n - 1) // (m + n)

@@ -1,0 +1,171 @@
+"""`lrcompress plan`, and the options that choose ranks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrcompress.cli.console import explain_errors, print_json, print_table, stderr
+from lrcompress.cli.options import JsonOption, load_options, with_options
+from lrcompress.errors import OptionError
+
+if TYPE_CHECKING:
+    from lrcompress.checkpoint import LoadOptions
+    from lrcompress.plan import CompressionPlan, LayerPlan, RankPolicy
+
+DEFAULT_TOL = 0.1
+
+
+@dataclass(frozen=True)
+class PlanningOptions:
+    """The options that choose ranks and layers, as they were given; None is not given."""
+
+    tol: float | None = None
+    energy: float | None = None
+    rank: int | None = None
+    budget: float | None = None
+    max_params: int | None = None
+    max_macs: int | None = None
+    include_first: bool = False
+    include_classifier: bool = False
+    allow_zero_layers: bool = False
+
+    def policy_option(self) -> str:
+        """Returns the one option that chooses the ranks, "" if none was given.
+
+        Raises:
+            OptionError: if several were.
+        """
+        names = ("tol", "energy", "rank", "budget", "max_params", "max_macs")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise OptionError(f"{' and '.join(given)} exclude each other", hint="give one of them")
+        return given[0] if given else ""
+
+    def rank_policy(self) -> "RankPolicy":
+        """Returns the policy that was asked for, the default tolerance without one."""
+        from lrcompress.plan import Budget, Energy, Tolerance, UniformRank
+
+        match self.policy_option():
+            case "--energy":
+                return Energy(float(self.energy or 0))
+            case "--rank":
+                return UniformRank(self.rank or 0)
+            case "--budget":
+                return Budget(fraction=self.budget)
+            case "--max-params":
+                return Budget(parameters=self.max_params)
+            case "--max-macs":
+                return Budget(macs=self.max_macs)
+        return Tolerance(DEFAULT_TOL if self.tol is None else self.tol)
+
+
+def planning_options(
+    tol: Annotated[
+        float | None,
+        typer.Option(help="Relative truncation tolerance τ in (0, 1); larger makes a smaller file (default 0.1)."),
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Keep this share of each layer's squared norm; 0.99 is --tol 0.1.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="The same rank in every layer, for comparisons.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Keep at most this share of the whole model's parameters, 0.25 for example.")
+    ] = None,
+    max_params: Annotated[int | None, typer.Option(help="Keep at most so many parameters in all.")] = None,
+    max_macs: Annotated[
+        int | None, typer.Option(help="Keep at most so many multiply-accumulates per image in all.")
+    ] = None,
+    include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
+    include_classifier: Annotated[
+        bool, typer.Option("--include-classifier", help="Factorise the classifier too.")
+    ] = False,
+    allow_zero_layers: Annotated[
+        bool, typer.Option("--allow-zero-layers", help="Leave layers alone whose weights are all zero.")
+    ] = False,
+) -> PlanningOptions:
+    """Returns the options that choose ranks and layers."""
+    options = PlanningOptions(
+        tol, energy, rank, budget, max_params, max_macs, include_first, include_classifier, allow_zero_layers
+    )
+    options.rank_policy()  # so that a value out of range is told before anything is read
+    return options
+
+
+@explain_errors
+@with_options(planning=planning_options, load=load_options)
+def plan(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
+    ],
+    planning: PlanningOptions,
+    load: "LoadOptions",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.plan.json"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the rank of every layer, and change nothing.
+
+    Prints what would become of each layer, and why, and writes it to a file, which may be edited (a layer's scheme
+    "matrix" or "dense", and its rank) and which `lrcompress compress --plan` executes.
+
+    \b
+    Examples:
+      lrcompress plan resnet50.pt --tol 0.1
+      lrcompress plan resnet50.pt --budget 0.25 -o quarter.plan.json
+      lrcompress compress resnet50.pt --plan quarter.plan.json
+    """
+    from lrcompress.artifact import check_outputs, write_atomically
+    from lrcompress.checkpoint import load_checkpoint
+    from lrcompress.measure import count_parameters
+    from lrcompress.pipeline import plan_loaded
+
+    check_outputs([output], overwrite=overwrite)
+    loaded = load_checkpoint(checkpoint, load)
+    stderr().print(loaded.describe(), markup=False)
+    made = plan_loaded(
+        loaded,
+        planning.rank_policy(),
+        include_first=planning.include_first,
+        include_classifier=planning.include_classifier,
+        allow_zero_layers=planning.allow_zero_layers,
+    )
+    print_table(
+        "plan", ("layer", "kind", "weight", "rank", "relative error", "why dense"), list(map(_row, made.layers))
+    )
+    before = count_parameters(loaded.model)
+    after = before - made.removed_parameters()
+    stderr().print(
+        f"{len(made.factorized())} of {len(made.layers)} layers would be factorised: {before:,} → {after:,} parameters "
+        f"({100 * (1 - after / before):.1f} % fewer)",
+        markup=False,
+    )
+    write_atomically(output, (json.dumps(made.to_json(), indent=1, sort_keys=True) + "\n").encode())
+    if as_json:
+        print_json(made.to_json())
+    else:
+        typer.echo(str(output))
+
+
+def read_plan(path: Path) -> "CompressionPlan":
+    """Returns the plan in a file.
+
+    Raises:
+        OptionError: if there is none.
+    """
+    from lrcompress.plan import CompressionPlan
+
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"no plan in `{path}`: {reason}", hint="lrcompress plan CHECKPOINT writes one") from error
+    return CompressionPlan.from_json(values)
+
+
+def _row(layer: "LayerPlan") -> list[str]:
+    rank = "" if layer.rank is None else str(layer.rank)
+    error = "" if layer.relative_error is None else f"{layer.relative_error:.4f}"
+    return [layer.name, layer.kind, "×".join(map(str, layer.dense_shape)), rank, error, layer.reason]

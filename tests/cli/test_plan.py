@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+from command import assert_refused, run
+from workshop import INPUT_OPTIONS, listing, make_network
+
+OWN = ("--arch", "net.py:build", *INPUT_OPTIONS)
+
+
+def plan(*args):
+    return run("plan", "w.pt", *OWN, *args)
+
+
+def compress(*args):
+    return run("compress", "w.pt", *OWN, *args)
+
+
+def edit(shop, change):
+    values = json.loads((shop / "out.plan.json").read_text())
+    change({layer["name"]: layer for layer in values["layers"]})
+    (shop / "out.plan.json").write_text(json.dumps(values))
+
+
+def test_a_plan_is_printed_and_written_and_nothing_else_happens(shop):
+    before = listing(shop)
+    result = plan()
+    assert (result.exit_code, result.stdout) == (0, "out.plan.json\n")
+    assert "1 of 4 layers would be factorised: 3,203 → 2,435 parameters (24.0 % fewer)" in result.stderr
+    after = listing(shop)
+    values = json.loads(after.pop("out.plan.json"))
+    assert after == before
+    assert values["policy"] == {"name": "tolerance", "tol": 0.1}
+    assert {layer["name"]: layer["rank"] for layer in values["layers"]} == {"1": None, "3": 4, "5": None, "7": None}
+
+
+def test_json_on_stdout_is_the_plan_that_is_written(shop):
+    result = plan("--budget", "0.8", "--json")
+    assert json.loads(result.stdout) == json.loads((shop / "out.plan.json").read_text())
+
+
+def test_the_plan_is_what_compress_does(shop):
+    plan("--energy", "0.9")
+    compress("--energy", "0.9", "-o", "at_once.safetensors")
+    report = json.loads(compress("--plan", "out.plan.json", "-o", "planned.safetensors", "--json").stdout)
+    at_once = json.loads((shop / "at_once.report.json").read_text())
+    assert [layer.get("rank") for layer in report["layers"]] == [layer.get("rank") for layer in at_once["layers"]]
+    assert report["recipe"]["plan"] == {"name": "plan", "made_by": {"name": "energy", "energy": 0.9}}
+    assert report["recipe"]["guaranteed_tol"] is None  # it may have been edited
+
+
+def test_an_edited_plan_is_executed(shop):
+    plan()
+
+    def by_hand(layers):
+        layers["3"]["rank"] = 2
+        layers["5"] |= {"scheme": "matrix", "rank": 7, "reason": ""}
+        layers["7"]["reason"] = "by hand"
+
+    edit(shop, by_hand)
+    report = json.loads(compress("--plan", "out.plan.json", "-o", "new.safetensors", "--json").stdout)
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    assert (layers["3"]["rank"], layers["5"]["rank"], layers["7"]["reason"]) == (2, 7, "by hand")
+
+
+def test_a_plan_for_another_checkpoint_is_refused(shop):
+    plan()
+    torch.save(make_network(seed=1).state_dict(), shop / "w.pt")
+    before = listing(shop)
+    assert_refused(compress("--plan", "out.plan.json", "-o", "new.safetensors"), "made for another checkpoint")
+    assert listing(shop) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no plan in `bad.json`: No such file"),
+        ("", "no plan in `bad.json`"),
+        ("{", "no plan in `bad.json`"),
+        ("[]", "the plan has version None"),
+        ('{"version": 9}', "the plan has version 9"),
+    ],
+)
+def test_what_is_no_plan_is_refused(shop, content, message):
+    if content is not None:
+        (shop / "bad.json").write_text(content)
+    before = listing(shop)
+    assert_refused(compress("--plan", "bad.json", "-o", "new.safetensors"), message)
+    assert listing(shop) == before
+
+
+BAD = {
+    "tolerance": (["--tol", "2"], ["--tol"]),
+    "two policies": (["--rank", "2", "--energy", "0.5"], ["--energy and --rank exclude each other"]),
+    "budget": (["--max-macs", "10"], ["cannot be met", "multiply-accumulates"]),
+    "folder": (["-o", "nowhere/p.json"], ["no folder `nowhere`"]),
+    "existing": (["-o", "w.pt"], ["`w.pt` exists", "--overwrite"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD.values(), ids=BAD.keys())
+def test_a_bad_option_is_refused_and_nothing_is_written(shop, options, words):
+    before = listing(shop)
+    assert_refused(plan(*options), *words)
+    assert listing(shop) == before
+
+
+def test_options_that_a_plan_makes_idle_are_refused(shop):
+    plan()
+    assert_refused(compress("--plan", "out.plan.json", "--tol", "0.2", "-o", "n.safetensors"), "leaves nothing to plan")
+    tuned = compress("--plan", "out.plan.json", "--data", "data", "--epochs", "1", "-o", "n.safetensors")
+    assert_refused(tuned, "--plan has no effect on it")

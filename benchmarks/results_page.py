@@ -155,14 +155,15 @@ def policies_section() -> str:
     header = ["policy", "parameters removed", "MACs removed", "clean [95 %]", "points"]
     return f"""## Rank policies without fine-tuning
 
-`python benchmarks/policies.py --data DIR`: the same dense VGG11-BN, compressed without data, on all {part["images"]:,} test
-images; dense {percent(part["dense"]["accuracy"], 2)} [{100 * low:.1f}, {100 * high:.1f}]. Sorted by size.
+`python benchmarks/policies.py --data DIR`: the same dense VGG11-BN, compressed without data, on all
+{part["images"]:,} test images; dense {percent(part["dense"]["accuracy"], 2)} [{100 * low:.1f}, {100 * high:.1f}].
+Sorted by size.
 
 {table(header, rows)}
 
-A budget counts parameters only, so it leaves dense what has few of them and costs many operations. The same tolerance in
-every layer is a guarantee, and the worst way to spend parameters here. One rank for all is a strong rival of the budget on
-this network: where they remove the same share their intervals overlap.
+A budget counts parameters only, so it leaves dense what has few of them and costs many operations. The same tolerance
+in every layer is a guarantee, and the worst way to spend parameters here. One rank for all is a strong rival of the
+budget on this network: where they remove the same share their intervals overlap.
 
 {circumstances(part)}
 """

@@ -135,6 +135,7 @@ def compress(
       lrcompress compress resnet50.pt --tol 0.1 --data DIR --epochs 5 --beta 0.05 -o small.safetensors
       lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
       lrcompress compress timm/resnet50.a1_in1k --budget 0.25
+      lrcompress compress timm/resnet50.a1_in1k --budget 0.25 --calibrate DIR
       lrcompress compress resnet50.pt --plan out.plan.json
       lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
     """
@@ -158,6 +159,8 @@ def compress(
         seed=seed,
         include_first=planning.include_first,
         include_classifier=planning.include_classifier,
+        exclude=planning.exclude,
+        calibration=planning.calibration(seed),
         allow_zero_layers=planning.allow_zero_layers,
         device=device,
         overwrite=overwrite,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrcompress.cli.console import explain_errors, print_json, print_table, stderr
-from lrcompress.cli.options import JsonOption, load_options, with_options
+from lrcompress.cli.options import DeviceOption, JsonOption, SeedOption, check_device, load_options, with_options
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
-    from lrcompress.plan import CompressionPlan, LayerPlan, RankPolicy
+    from lrcompress.plan import Calibration, CompressionPlan, LayerPlan, RankPolicy
 
 DEFAULT_TOL = 0.1
 
@@ -30,6 +30,9 @@ class PlanningOptions:
     max_macs: int | None = None
     include_first: bool = False
     include_classifier: bool = False
+    exclude: tuple[str, ...] = ()
+    calibrate: str | None = None
+    calibration_images: int | None = None
     allow_zero_layers: bool = False
 
     def policy_option(self) -> str:
@@ -43,6 +46,16 @@ class PlanningOptions:
         if len(given) > 1:
             raise OptionError(f"{' and '.join(given)} exclude each other", hint="give one of them")
         return given[0] if given else ""
+
+    def calibration(self, seed: int) -> "Calibration | None":
+        """Returns the images to calibrate with, None without a calibration."""
+        from lrcompress.plan import Calibration
+
+        if self.calibrate is not None:
+            return Calibration(self.calibrate, self.calibration_images, seed)
+        if self.calibration_images is not None:
+            raise OptionError("--calibration-images needs a source of images", hint="--calibrate DIR")
+        return None
 
     def rank_policy(self) -> "RankPolicy":
         """Returns the policy that was asked for, the default tolerance without one."""
@@ -82,15 +95,43 @@ def planning_options(
     include_classifier: Annotated[
         bool, typer.Option("--include-classifier", help="Factorise the classifier too.")
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers that stay dense, 'layer4.*' for example; may be repeated."),
+    ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Truncate for the activations of some training images instead of for the weights alone; "
+            "takes what --data takes, and folders without classes.",
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int | None, typer.Option(min=1, help="How many images to calibrate with (default 256).")
+    ] = None,
     allow_zero_layers: Annotated[
         bool, typer.Option("--allow-zero-layers", help="Leave layers alone whose weights are all zero.")
     ] = False,
 ) -> PlanningOptions:
     """Returns the options that choose ranks and layers."""
     options = PlanningOptions(
-        tol, energy, rank, budget, max_params, max_macs, include_first, include_classifier, allow_zero_layers
+        tol=tol,
+        energy=energy,
+        rank=rank,
+        budget=budget,
+        max_params=max_params,
+        max_macs=max_macs,
+        include_first=include_first,
+        include_classifier=include_classifier,
+        exclude=tuple(exclude or ()),
+        calibrate=calibrate,
+        calibration_images=calibration_images,
+        allow_zero_layers=allow_zero_layers,
     )
-    options.rank_policy()  # so that a value out of range is told before anything is read
+    # So that a value out of range is told before anything is read.
+    options.rank_policy()
+    options.calibration(seed=0)
     return options
 
 
@@ -103,6 +144,8 @@ def plan(
     planning: PlanningOptions,
     load: "LoadOptions",
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.plan.json"),
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -115,6 +158,7 @@ def plan(
     Examples:
       lrcompress plan resnet50.pt --tol 0.1
       lrcompress plan resnet50.pt --budget 0.25 -o quarter.plan.json
+      lrcompress plan resnet50.pt --budget 0.25 --calibrate DIR --exclude 'layer4.*'
       lrcompress compress resnet50.pt --plan quarter.plan.json
     """
     from lrcompress.artifact import check_outputs, write_atomically
@@ -122,15 +166,19 @@ def plan(
     from lrcompress.measure import count_parameters
     from lrcompress.pipeline import plan_loaded
 
+    check_device(device)
     check_outputs([output], overwrite=overwrite)
     loaded = load_checkpoint(checkpoint, load)
     stderr().print(loaded.describe(), markup=False)
-    made = plan_loaded(
+    made, _ = plan_loaded(
         loaded,
         planning.rank_policy(),
         include_first=planning.include_first,
         include_classifier=planning.include_classifier,
+        exclude=planning.exclude,
         allow_zero_layers=planning.allow_zero_layers,
+        calibration=planning.calibration(seed),
+        device=device,
     )
     print_table(
         "plan", ("layer", "kind", "weight", "rank", "relative error", "why dense"), list(map(_row, made.layers))

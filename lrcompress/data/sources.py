@@ -69,6 +69,7 @@ def open_images(
     input_size: tuple[int, int, int],
     crop_pct: float = 1.0,
     interpolation: str = "bilinear",
+    labelled: bool = True,
 ) -> ImageSet:
     """Returns the images of one split, resized and cropped to the input of a network, in [0, 1].
 
@@ -81,6 +82,7 @@ def open_images(
         input_size: (channels, height, width) of the network's input.
         crop_pct: the part of the shorter side that the centre crop keeps, timm's `crop_pct`.
         interpolation: timm's name of the resampling filter.
+        labelled: whether labels are wanted; if not, a folder's images need not lie in class folders.
 
     Raises:
         DataError: if there is no such source, it has no classes, or its images cannot be read.
@@ -103,7 +105,8 @@ def open_images(
         largest = max(int(read_idx(labels).max()) for _, labels in filter(None, (pair, other)))
         names = tuple(str(label) for label in range(largest + 1))
         return ImageSet(dataset, names, f"{source} ({split} split)")
-    return _open_folder(folder, split, _transform(input_size, crop_pct, interpolation), _mode(input_size))
+    transform = _transform(input_size, crop_pct, interpolation)
+    return _open_folder(folder, split, transform, _mode(input_size), labelled=labelled)
 
 
 def _mode(input_size: tuple[int, int, int]) -> str:
@@ -152,7 +155,9 @@ def _open_samples(source: str, transform: Callable[[Any], Tensor], mode: str) ->
     return ImageSet(FileImages(samples, transform, mode), (), f"foolbox's {len(samples)} {name} samples")
 
 
-def _open_folder(folder: Path, split: Split, transform: Callable[[Any], Tensor], mode: str) -> ImageSet:
+def _open_folder(
+    folder: Path, split: Split, transform: Callable[[Any], Tensor], mode: str, *, labelled: bool
+) -> ImageSet:
     place = next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), None)
     other = next((name for names in SPLIT_FOLDERS.values() for name in names if (folder / name).is_dir()), None)
     if place is None and other is not None:
@@ -160,7 +165,7 @@ def _open_folder(folder: Path, split: Split, transform: Callable[[Any], Tensor],
             f"`{folder}` has `{other}/` but no {split} split",
             hint=f"add a folder named {' or '.join(f'`{name}/`' for name in SPLIT_FOLDERS[split])}",
         )
-    samples, names = _find_files(place or folder)
+    samples, names = _find_files(place or folder, labelled=labelled)
     training = next((folder / name for name in SPLIT_FOLDERS["train"] if (folder / name).is_dir()), None)
     if split == "test" and training is not None:
         samples, names = _number_as_in_training(samples, names, training)
@@ -171,13 +176,13 @@ def _open_folder(folder: Path, split: Split, transform: Callable[[Any], Tensor],
     return ImageSet(FileImages(samples, transform, mode), names, description)
 
 
-def _find_files(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+def _find_files(folder: Path, *, labelled: bool = True) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     from timm.data.readers.reader_image_folder import find_images_and_targets
 
     samples, classes = find_images_and_targets(str(folder))
     if not samples:
         raise DataError(f"`{folder}` has no images", hint="give a folder with one subfolder of images per class")
-    if "" in classes:
+    if labelled and "" in classes:
         raise DataError(
             f"`{folder}` has images outside of class folders, `{samples[0][0]}` for one",
             hint="give a folder with one subfolder of images per class",

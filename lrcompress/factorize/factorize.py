@@ -1,8 +1,10 @@
 """Replaces layers by their truncated singular value decompositions."""
 
 import copy
+from collections.abc import Mapping
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from lrcompress.errors import OptionError
 from lrcompress.linalg import truncated_svd
@@ -10,8 +12,15 @@ from lrcompress.nn import dense_matrix, factored_from_dense, factored_layers, is
 from lrcompress.plan import CompressionPlan
 
 
-def factorize(model: nn.Module, plan: CompressionPlan) -> nn.Module:
+def factorize(
+    model: nn.Module, plan: CompressionPlan, *, output_grams: Mapping[str, Float[Tensor, "_ _"]] | None = None
+) -> nn.Module:
     """Returns a copy of the model whose planned layers hold U, S and V apart; `fold_` makes them shippable.
+
+    Args:
+        model: the dense network.
+        plan: what is to be done.
+        output_grams: the metric the plan was made with, by layer; see `lrcompress.plan.output_grams`.
 
     Raises:
         OptionError: if the plan was made for another network.
@@ -26,7 +35,7 @@ def factorize(model: nn.Module, plan: CompressionPlan) -> nn.Module:
                 hint="make the plan again for this checkpoint",
             )
         assert layer_plan.rank is not None  # every scheme but dense has a rank
-        factors = truncated_svd(dense_matrix(layer), layer_plan.rank)
+        factors = truncated_svd(dense_matrix(layer), layer_plan.rank, output_gram=(output_grams or {}).get(name))
         replace_module_(low_rank, name, factored_from_dense(layer, factors))
     return low_rank
 

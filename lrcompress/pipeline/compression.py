@@ -27,8 +27,8 @@ from lrcompress.measure import count_macs, count_parameters, measure_latency, te
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import plan_loaded
-from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy, TrainingStart, check_plan
+from lrcompress.pipeline.planning import OutputGrams, calibrate_loaded, plan_loaded
+from lrcompress.plan import Calibration, CompressionPlan, LayerRecord, RankPolicy, TrainingStart, check_plan
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
@@ -47,6 +47,9 @@ class CompressOptions:
         seed: of the choice of these images.
         include_first: factorise the first layer too.
         include_classifier: factorise the classifier too.
+        exclude: patterns of the names of layers that stay dense.
+        calibration: the images whose activations are the metric of the truncation; None truncates the weights alone.
+            A plan brings its own.
         allow_zero_layers: leave all-zero layers dense instead of refusing them.
         device: where to compute.
         overwrite: whether existing outputs may be replaced.
@@ -62,6 +65,8 @@ class CompressOptions:
     seed: int = 0
     include_first: bool = False
     include_classifier: bool = False
+    exclude: tuple[str, ...] = ()
+    calibration: Calibration | None = None
     allow_zero_layers: bool = False
     device: str = "cpu"
     overwrite: bool = False
@@ -72,6 +77,11 @@ class CompressOptions:
             raise OptionError(
                 "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
                 hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=DlrtOptions(…)",
+            )
+        if self.plan is not None and (self.calibration is not None or self.exclude):
+            raise OptionError(
+                "a plan brings its own calibration and its own dense layers",
+                hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
             )
         if self.training is not None and self.data is None:
             raise OptionError("fine-tuning needs images", hint="--data DIR")
@@ -100,9 +110,9 @@ def compress(
     loaded = load_checkpoint(source, options.load)
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
-    plan = _plan(loaded, options, observer)
+    plan, output_grams = _plan(loaded, options, observer)
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
-    model = factorize(loaded.model, plan)
+    model = factorize(loaded.model, plan, output_grams=output_grams)
     start_kappas = condition_numbers(model)
     tuning = None
     if train is not None and options.training is not None and plan.factorized():
@@ -143,12 +153,19 @@ def compress(
     return report
 
 
-def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> CompressionPlan:
-    """Returns the plan that was given, once it is known to fit, or makes one."""
+def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, OutputGrams]:
+    """Returns the plan that was given, once it is known to fit, or makes one; and the metric of its truncations."""
+    calibration = options.calibration if options.plan is None else options.plan.calibration
+    if calibration is not None:
+        observer.on_stage(f"calibrating with images of {calibration.data}")
     if options.plan is not None:
         size, sha256 = loaded.preprocessing.input_size, loaded.source.sha256
         check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
-        return options.plan
+        if calibration is None:
+            return options.plan, {}
+        return options.plan, calibrate_loaded(
+            loaded, calibration, options.plan.factorized().keys(), device=options.device
+        )
     policy = options.policy
     if options.training is not None:
         policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
@@ -159,7 +176,10 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         policy,
         include_first=options.include_first,
         include_classifier=options.include_classifier,
+        exclude=options.exclude,
         allow_zero_layers=options.allow_zero_layers,
+        calibration=calibration,
+        device=options.device,
     )
 
 
@@ -208,8 +228,12 @@ def _fine_tune_(
 def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
     """Returns how the model was made, for the manifest."""
     policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
-    guaranteed = None if options.policy is None else options.policy.guaranteed_tol()
+    # A calibrated truncation promises an error of the outputs for its images, not of the weights.
+    promising = options.policy if plan.calibration is None else None
+    guaranteed = None if promising is None else promising.guaranteed_tol()
     recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
+    if plan.calibration is not None:
+        recipe["calibration"] = asdict(plan.calibration)
     if tuning is not None and options.training is not None:
         chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
         recipe["fine_tuning"] = {

@@ -5,11 +5,17 @@ from lrcompress.errors import DataError, OptionError
 from lrcompress.models import Preprocessing
 
 
-def open_for(preprocessing: Preprocessing, num_classes: int, source: str, split: str) -> ImageSet:
+def open_for(preprocessing: Preprocessing, num_classes: int | None, source: str, split: str) -> ImageSet:
     """Returns the images of a source as a network takes them.
 
+    Args:
+        preprocessing: of the network.
+        num_classes: of the network; None if labels do not matter.
+        source: what the user wrote after `--data`.
+        split: "train" or "test".
+
     Raises:
-        DataError: if the number of classes does not fit the network.
+        DataError: if there are no such images, or the number of classes does not fit the network.
     """
     if split not in ("train", "test"):
         raise OptionError(f"no split named `{split}`", hint="train or test")
@@ -19,8 +25,9 @@ def open_for(preprocessing: Preprocessing, num_classes: int, source: str, split:
         input_size=preprocessing.input_size,
         crop_pct=preprocessing.crop_pct,
         interpolation=preprocessing.interpolation,
+        labelled=num_classes is not None,
     )
-    if images.class_names and len(images.class_names) != num_classes:
+    if num_classes is not None and images.class_names and len(images.class_names) != num_classes:
         raise DataError(
             f"`{source}` has {len(images.class_names)} classes, the network {num_classes}",
             hint="give the data set the network was trained on",

@@ -1,9 +1,10 @@
 """Stage 2: a dense model becomes a `CompressionPlan`, the stages' common language."""
 
+from lrcompress.plan.calibrate import output_grams
 from lrcompress.plan.check import check_plan
 from lrcompress.plan.layers import Candidate, find_layers
 from lrcompress.plan.make import make_plan
-from lrcompress.plan.plan import CompressionPlan, LayerPlan, LayerRecord
+from lrcompress.plan.plan import Calibration, CompressionPlan, LayerPlan, LayerRecord
 from lrcompress.plan.policy import (
     Budget,
     Energy,
@@ -18,6 +19,7 @@ from lrcompress.plan.policy import (
 
 __all__ = [
     "Budget",
+    "Calibration",
     "Candidate",
     "CompressionPlan",
     "Energy",
@@ -33,4 +35,5 @@ __all__ = [
     "check_plan",
     "find_layers",
     "make_plan",
+    "output_grams",
 ]

@@ -1,11 +1,15 @@
 """Which layers of a network hold weight matrices, and which of them may be factorised."""
 
+import difflib
+import fnmatch
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from lrcompress.errors import OptionError
 from lrcompress.nn import is_matrix_layer
 
 
@@ -39,6 +43,7 @@ def find_layers(
     *,
     include_first: bool = False,
     include_classifier: bool = False,
+    exclude: Sequence[str] = (),
 ) -> list[Candidate]:
     """Returns everything in the network that holds a matrix of weights, in its order.
 
@@ -50,6 +55,10 @@ def find_layers(
         input_size: (channels, height, width).
         include_first: whether the first layer of the forward pass may be factorised.
         include_classifier: whether the last layer of the forward pass may be factorised.
+        exclude: patterns of names, as in a shell, of layers that are to stay dense.
+
+    Raises:
+        OptionError: if a pattern matches no layer.
     """
     calls, classifiers, positions = _called_layers(model, input_size)
     fixed: dict[str, str] = {}
@@ -57,6 +66,7 @@ def find_layers(
         fixed |= dict.fromkeys(classifiers, "the classifier stays dense (--include-classifier)")
     if calls and not include_first:
         fixed[calls[0]] = "the first layer stays dense (--include-first)"
+    fixed |= _excluded(exclude, [name for name, module in model.named_modules() if is_matrix_layer(module)])
     sharers = _names_by_weight(model)
     found = []
     for name, module in model.named_modules():
@@ -71,6 +81,21 @@ def find_layers(
             reason = _structural_reason(name, module, calls, others) or fixed.get(name, "")
             found.append(Candidate(name, module, reason, positions=positions.get(name, 0)))
     return found
+
+
+def _excluded(patterns: Sequence[str], names: list[str]) -> dict[str, str]:
+    """Returns a reason for every name that a pattern matches."""
+    reasons: dict[str, str] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise OptionError(
+                f"the pattern `{pattern}` matches no layer that could be factorised",
+                hint=f"names of layers are {', '.join(near)} for example; `lrcompress plan` lists all",
+            )
+        reasons |= dict.fromkeys(matched, f"excluded by the pattern `{pattern}`")
+    return reasons
 
 
 def _structural_reason(name: str, module: nn.Module, calls: list[str], sharers: list[str]) -> str:

@@ -1,7 +1,10 @@
 """From a dense model to a plan."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from lrcompress.errors import CheckpointError
 from lrcompress.linalg import singular_values
@@ -19,7 +22,9 @@ def make_plan(
     input_size: tuple[int, int, int],
     include_first: bool = False,
     include_classifier: bool = False,
+    exclude: Sequence[str] = (),
     allow_zero_layers: bool = False,
+    output_grams: Mapping[str, Float[Tensor, "_ _"]] | None = None,
 ) -> CompressionPlan:
     """Returns what is to be done with each layer; the model is not changed.
 
@@ -31,12 +36,17 @@ def make_plan(
         input_size: (channels, height, width) of its images.
         include_first: whether the first layer of the forward pass may be factorised.
         include_classifier: whether the last layer of the forward pass may be factorised.
+        exclude: patterns of the names of layers that stay dense.
         allow_zero_layers: leave layers dense whose weights are all zero, instead of refusing the model.
+        output_grams: the metric of the truncation by layer, see `output_grams`; without it the weights alone count.
 
     Raises:
+        OptionError: if a pattern matches nothing, or the policy cannot be met.
         CheckpointError: if a layer is all zero: usually the checkpoint is damaged or was never trained.
     """
-    candidates = find_layers(model, input_size, include_first=include_first, include_classifier=include_classifier)
+    candidates = find_layers(
+        model, input_size, include_first=include_first, include_classifier=include_classifier, exclude=exclude
+    )
     spectra: dict[str, Spectrum] = {}
     zero: set[str] = set()
     for candidate in candidates:
@@ -47,7 +57,8 @@ def make_plan(
         if torch.count_nonzero(matrix) == 0:
             zero.add(candidate.name)
         else:
-            spectra[candidate.name] = Spectrum(singular_values(matrix), m, n, candidate.positions)
+            sigma = singular_values(matrix, output_gram=(output_grams or {}).get(candidate.name))
+            spectra[candidate.name] = Spectrum(sigma, m, n, candidate.positions)
     if zero and not allow_zero_layers:
         raise CheckpointError(
             f"all weights of `{min(zero)}` are zero" + (f", and of {len(zero) - 1} more layers" * (len(zero) > 1)),

@@ -13,6 +13,30 @@ SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """The images whose activations are the metric of the truncation; they need no labels.
+
+    Attributes:
+        data: where they come from, as after `--data`.
+        images: how many; None takes 256, or all if there are fewer.
+        seed: of their choice.
+
+    Raises:
+        OptionError: if there are none.
+    """
+
+    data: str
+    images: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.images is not None and self.images < 1:
+            raise OptionError(
+                f"calibration takes at least one image, got {self.images}", hint="some hundred are enough"
+            )
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """What is to be done with one layer.
 
@@ -22,7 +46,8 @@ class LayerPlan:
         dense_shape: shape of the weight.
         scheme: "matrix" (W ≈ U S Vᵀ of the unfolded weight) or "dense".
         rank: r if it is factorised.
-        relative_error: predicted ‖W − W_r‖_F/‖W‖_F if it is factorised.
+        relative_error: predicted ‖W − W_r‖_F/‖W‖_F if it is factorised, in the metric of the calibration where there
+            is one.
         reason: why it stays dense, "" if it does not.
     """
 
@@ -113,11 +138,13 @@ class CompressionPlan:
         policy: how the ranks were chosen: its name and its parameters.
         layers: in the network's order.
         source_sha256: hash of the checkpoint it was made for, "" if it was made for a network in memory.
+        calibration: the images whose activations the errors are measured with; None measures the weights alone.
     """
 
     policy: Mapping[str, Any]
     layers: tuple[LayerPlan, ...]
     source_sha256: str = ""
+    calibration: Calibration | None = None
 
     def factorized(self) -> dict[str, LayerPlan]:
         """Returns the layers that are to be factorised, by name."""
@@ -139,6 +166,7 @@ class CompressionPlan:
             "policy": dict(self.policy),
             "layers": layers,
             "source_sha256": self.source_sha256,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
     @classmethod
@@ -155,6 +183,7 @@ class CompressionPlan:
             )
         try:
             layers = tuple(map(LayerPlan.from_json, values["layers"]))
-            return cls(dict(values["policy"]), layers, str(values["source_sha256"]))
+            calibration = None if values["calibration"] is None else Calibration(**values["calibration"])
+            return cls(dict(values["policy"]), layers, str(values["source_sha256"]), calibration)
         except (KeyError, TypeError, ValueError) as error:
             raise OptionError(f"the plan is damaged: {error}", hint="make the plan again") from error

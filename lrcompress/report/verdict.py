@@ -63,7 +63,10 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     if tol is None:
         if "fine_tuning" in report["recipe"]:
             return [f"{len(errors)} layers are factorised and fine-tuned."]
-        return [f"{len(errors)} layers are factorised; their largest relative error is {max(errors):.4f}."]
+        metric = ""
+        if calibration := report["recipe"].get("calibration"):
+            metric = f" for the activations of images of {calibration['data']}"
+        return [f"{len(errors)} layers are factorised{metric}; their largest relative error is {max(errors):.4f}."]
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
     return [
         f"{len(errors)} layers are factorised, each within a relative error of {tol}{rounding} "

@@ -3,6 +3,8 @@ import json
 import pytest
 import torch
 from command import assert_refused, run
+from PIL import Image
+from safetensors.torch import load_file
 from workshop import INPUT_OPTIONS, listing, make_network
 
 OWN = ("--arch", "net.py:build", *INPUT_OPTIONS)
@@ -110,3 +112,64 @@ def test_options_that_a_plan_makes_idle_are_refused(shop):
     assert_refused(compress("--plan", "out.plan.json", "--tol", "0.2", "-o", "n.safetensors"), "leaves nothing to plan")
     tuned = compress("--plan", "out.plan.json", "--data", "data", "--epochs", "1", "-o", "n.safetensors")
     assert_refused(tuned, "--plan has no effect on it")
+
+
+def planned(shop):
+    values = json.loads((shop / "out.plan.json").read_text())
+    return values, {layer["name"]: layer for layer in values["layers"]}
+
+
+def test_a_calibrated_plan_names_its_images_and_compress_reads_them_again(shop):
+    assert plan("--rank", "8", "--calibrate", "data", "--calibration-images", "40", "--seed", "3").exit_code == 0
+    values, layers = planned(shop)
+    assert values["calibration"] == {"data": "data", "images": 40, "seed": 3}
+    plan("--rank", "8", "-o", "plain.plan.json")
+    plain = {layer["name"]: layer for layer in json.loads((shop / "plain.plan.json").read_text())["layers"]}
+    # The sixth layer's spectrum is flat, that of its outputs is not.
+    assert plain["5"]["relative_error"] == pytest.approx(0.75**0.5, abs=1e-4)
+    assert layers["5"]["relative_error"] < 0.8 * plain["5"]["relative_error"]
+    report = json.loads(compress("--plan", "out.plan.json", "-o", "planned.safetensors", "--json").stdout)
+    options = ("--rank", "8", "--calibrate", "data", "--calibration-images", "40", "--seed", "3")
+    compress(*options, "-o", "at_once.safetensors")
+    compress("--rank", "8", "-o", "plain.safetensors")
+    at_once = json.loads((shop / "at_once.report.json").read_text())
+    assert report["recipe"]["calibration"] == values["calibration"] == at_once["recipe"]["calibration"]
+    tensors = {name: load_file(shop / f"{name}.safetensors") for name in ("planned", "at_once", "plain")}
+    assert all(torch.equal(tensors["planned"][key], value) for key, value in tensors["at_once"].items())
+    assert not all(torch.equal(tensors["planned"][key], value) for key, value in tensors["plain"].items())
+    assert "for the activations of images of data" in " ".join(report["verdict"])
+
+
+def test_a_calibrated_tolerance_promises_nothing_of_the_weights(shop):
+    report = json.loads(compress("--tol", "0.3", "--calibrate", "data", "-o", "n.safetensors", "--json").stdout)
+    assert report["recipe"]["guaranteed_tol"] is None
+
+
+def test_images_to_calibrate_with_need_no_classes(shop):
+    (shop / "flat").mkdir()
+    for index in range(6):
+        Image.new("L", (5, 6), 40 * index).save(shop / "flat" / f"{index}.png")
+    assert plan("--rank", "8", "--calibrate", "flat").exit_code == 0
+
+
+def test_excluded_layers_stay_dense_and_say_so(shop):
+    plan("--rank", "8", "--exclude", "5")
+    _, layers = planned(shop)
+    assert (layers["3"]["rank"], layers["5"]["scheme"]) == (8, "dense")
+    assert layers["5"]["reason"] == "excluded by the pattern `5`"
+
+
+BAD_CALIBRATION = {
+    "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`"]),
+    "too few": (["--calibrate", "data", "--calibration-images", "900"], ["has 60 images", "900 were asked for"]),
+    "no source": (["--calibration-images", "9"], ["--calibration-images needs a source"]),
+    "pattern": (["--exclude", "9"], ["`9` matches no layer"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_CALIBRATION.values(), ids=BAD_CALIBRATION.keys())
+@pytest.mark.parametrize("verb", [plan, compress], ids=["plan", "compress"])
+def test_a_bad_calibration_or_pattern_is_refused_and_nothing_is_written(shop, verb, options, words):
+    before = listing(shop)
+    assert_refused(verb(*options, "-o", "n.safetensors"), *words)
+    assert listing(shop) == before

@@ -116,3 +116,26 @@ def test_truncate_core_keeps_the_rank_within_its_bounds(sigma, bounds, tol, rank
     left, values, right = torch.linalg.svd(core.double())
     best = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
     assert torch.allclose((P @ torch.diag(kept) @ Q.T).double(), best, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
+def test_a_truncation_in_the_metric_of_inputs_is_the_best_one_for_them(shape):
+    weight, inputs = random_matrix(*shape), random_matrix(shape[1], 30, seed=1)
+    inputs[: shape[1] // 2] *= 0.01  # half of the inputs hardly matter
+    outputs = weight @ inputs
+    gram, rank = outputs @ outputs.T, 3
+    U, S, V = truncated_svd(weight, rank, output_gram=gram)
+    # Eckart and Young for W X: no matrix of this rank comes closer.
+    sigma = torch.linalg.svdvals(outputs)
+    assert float((outputs - U @ S @ V.T @ inputs).norm()) == pytest.approx(float(sigma[rank:].norm()), rel=1e-6)
+    for basis in (U, V):
+        assert torch.allclose(basis.T @ basis, torch.eye(rank, dtype=torch.float64), atol=1e-10)
+    found = singular_values(weight, output_gram=gram)
+    assert torch.allclose(found, sigma[: min(shape)], atol=1e-7 * float(sigma[0]))
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_full_rank_reproduces_the_matrix_in_any_metric(shape):
+    weight = random_matrix(*shape)
+    U, S, V = truncated_svd(weight, 6, output_gram=weight @ weight.T)
+    assert relative_difference(U @ S @ V.T, weight) < 1e-12

@@ -5,6 +5,7 @@ import torchvision
 from networks import tiny_cnn, tiny_mlp
 from torch import nn
 
+from lrcompress.errors import OptionError
 from lrcompress.plan import find_layers
 
 CNN_SIZE, MLP_SIZE = (3, 8, 8), (3, 4, 4)
@@ -134,3 +135,16 @@ def test_subclasses_and_other_kinds_are_named():
     found = reasons(model.eval(), (1, 2, 2))
     assert found["1"] == "layers of type ConvTranspose2d are not factorised in this version"
     assert found["3"] == "layers of type Scaled are not factorised in this version"
+
+
+def test_layers_are_excluded_by_patterns():
+    model = nn.ModuleDict({"a": tiny_mlp()})["a"]
+    found = reasons(model, (3, 4, 4), include_first=True, exclude=["4"])
+    assert (found["1"], found["4"]) == ("", "excluded by the pattern `4`")
+    assert reasons(model, (3, 4, 4), include_first=True, exclude=["[14]"])["1"] == "excluded by the pattern `[14]`"
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_near_names():
+    with pytest.raises(OptionError, match=r"`5` matches no layer") as caught:
+        reasons(tiny_mlp(), (3, 4, 4), exclude=["4", "5"])
+    assert "4" in caught.value.hint

@@ -136,6 +136,7 @@ def compress(
       lrcompress compress timm/resnet50.a1_in1k --tol 0.2 --data samples/imagenet --epochs 0
       lrcompress compress timm/resnet50.a1_in1k --budget 0.25
       lrcompress compress timm/resnet50.a1_in1k --budget 0.25 --calibrate DIR
+      lrcompress compress resnet50.pt --max-drop 0.5 --data DIR --epochs 0
       lrcompress compress resnet50.pt --plan out.plan.json
       lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
     """
@@ -148,9 +149,11 @@ def compress(
         raise OptionError("a plan leaves nothing to plan", hint="give --plan, or options that choose ranks")
     settings = _training_settings(training, planning=planning, plan=plan, data=data, seed=seed)
     chosen = read_plan(plan) if plan is not None else None
+    if planning.max_drop is not None and data is None:
+        raise OptionError("--max-drop needs images to measure accuracy on", hint="--data DIR --epochs 0")
     check_device(device)
     options = CompressOptions(
-        policy=planning.rank_policy() if settings is None and chosen is None else None,
+        policy=planning.rank_policy(seed) if settings is None and chosen is None else None,
         plan=chosen,
         load=load,
         data=data,

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrcompress.cli.console import explain_errors, print_json, print_table, stderr
-from lrcompress.cli.options import DeviceOption, JsonOption, SeedOption, check_device, load_options, with_options
+from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
+from lrcompress.cli.options import (
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    SeedOption,
+    check_device,
+    load_options,
+    with_options,
+)
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
+    from lrcompress.pipeline import MaxDrop
     from lrcompress.plan import Calibration, CompressionPlan, LayerPlan, RankPolicy
 
 DEFAULT_TOL = 0.1
@@ -28,6 +37,7 @@ class PlanningOptions:
     budget: float | None = None
     max_params: int | None = None
     max_macs: int | None = None
+    max_drop: float | None = None
     include_first: bool = False
     include_classifier: bool = False
     exclude: tuple[str, ...] = ()
@@ -41,7 +51,7 @@ class PlanningOptions:
         Raises:
             OptionError: if several were.
         """
-        names = ("tol", "energy", "rank", "budget", "max_params", "max_macs")
+        names = ("tol", "energy", "rank", "budget", "max_params", "max_macs", "max_drop")
         given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise OptionError(f"{' and '.join(given)} exclude each other", hint="give one of them")
@@ -57,8 +67,9 @@ class PlanningOptions:
             raise OptionError("--calibration-images needs a source of images", hint="--calibrate DIR")
         return None
 
-    def rank_policy(self) -> "RankPolicy":
+    def rank_policy(self, seed: int) -> "RankPolicy | MaxDrop":
         """Returns the policy that was asked for, the default tolerance without one."""
+        from lrcompress.pipeline import MaxDrop
         from lrcompress.plan import Budget, Energy, Tolerance, UniformRank
 
         match self.policy_option():
@@ -66,12 +77,10 @@ class PlanningOptions:
                 return Energy(float(self.energy or 0))
             case "--rank":
                 return UniformRank(self.rank or 0)
-            case "--budget":
-                return Budget(fraction=self.budget)
-            case "--max-params":
-                return Budget(parameters=self.max_params)
-            case "--max-macs":
-                return Budget(macs=self.max_macs)
+            case "--budget" | "--max-params" | "--max-macs":
+                return Budget(fraction=self.budget, parameters=self.max_params, macs=self.max_macs)
+            case "--max-drop":
+                return MaxDrop(self.max_drop or 0, seed=seed)
         return Tolerance(DEFAULT_TOL if self.tol is None else self.tol)
 
 
@@ -90,6 +99,13 @@ def planning_options(
     max_params: Annotated[int | None, typer.Option(help="Keep at most so many parameters in all.")] = None,
     max_macs: Annotated[
         int | None, typer.Option(help="Keep at most so many multiply-accumulates per image in all.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Search the smallest model that loses at most so much accuracy on training images of --data.",
+        ),
     ] = None,
     include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
     include_classifier: Annotated[
@@ -122,6 +138,7 @@ def planning_options(
         budget=budget,
         max_params=max_params,
         max_macs=max_macs,
+        max_drop=max_drop,
         include_first=include_first,
         include_classifier=include_classifier,
         exclude=tuple(exclude or ()),
@@ -130,7 +147,7 @@ def planning_options(
         allow_zero_layers=allow_zero_layers,
     )
     # So that a value out of range is told before anything is read.
-    options.rank_policy()
+    options.rank_policy(seed=0)
     options.calibration(seed=0)
     return options
 
@@ -144,6 +161,7 @@ def plan(
     planning: PlanningOptions,
     load: "LoadOptions",
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("out.plan.json"),
+    data: DataOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
@@ -159,6 +177,7 @@ def plan(
       lrcompress plan resnet50.pt --tol 0.1
       lrcompress plan resnet50.pt --budget 0.25 -o quarter.plan.json
       lrcompress plan resnet50.pt --budget 0.25 --calibrate DIR --exclude 'layer4.*'
+      lrcompress plan resnet50.pt --max-drop 0.5 --data DIR --calibrate DIR
       lrcompress compress resnet50.pt --plan quarter.plan.json
     """
     from lrcompress.artifact import check_outputs, write_atomically
@@ -166,20 +185,25 @@ def plan(
     from lrcompress.measure import count_parameters
     from lrcompress.pipeline import plan_loaded
 
+    if data is not None and planning.max_drop is None:
+        raise OptionError("a plan needs images for --max-drop only", hint="--calibrate DIR plans for their activations")
     check_device(device)
     check_outputs([output], overwrite=overwrite)
     loaded = load_checkpoint(checkpoint, load)
     stderr().print(loaded.describe(), markup=False)
-    made, _ = plan_loaded(
-        loaded,
-        planning.rank_policy(),
-        include_first=planning.include_first,
-        include_classifier=planning.include_classifier,
-        exclude=planning.exclude,
-        allow_zero_layers=planning.allow_zero_layers,
-        calibration=planning.calibration(seed),
-        device=device,
-    )
+    with follow_progress() as observer:
+        made, _ = plan_loaded(
+            loaded,
+            planning.rank_policy(seed),
+            include_first=planning.include_first,
+            include_classifier=planning.include_classifier,
+            exclude=planning.exclude,
+            allow_zero_layers=planning.allow_zero_layers,
+            calibration=planning.calibration(seed),
+            data=data,
+            device=device,
+            observer=observer,
+        )
     print_table(
         "plan", ("layer", "kind", "weight", "rank", "relative error", "why dense"), list(map(_row, made.layers))
     )

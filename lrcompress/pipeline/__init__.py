@@ -5,5 +5,15 @@ from lrcompress.pipeline.compression import CompressOptions, compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.planning import plan_loaded
+from lrcompress.pipeline.search import MaxDrop
 
-__all__ = ["CompressOptions", "EvaluateOptions", "Observer", "compress", "evaluate", "find_baseline", "plan_loaded"]
+__all__ = [
+    "CompressOptions",
+    "EvaluateOptions",
+    "MaxDrop",
+    "Observer",
+    "compress",
+    "evaluate",
+    "find_baseline",
+    "plan_loaded",
+]

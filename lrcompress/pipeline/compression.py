@@ -28,6 +28,7 @@ from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.planning import OutputGrams, calibrate_loaded, plan_loaded
+from lrcompress.pipeline.search import MaxDrop
 from lrcompress.plan import Calibration, CompressionPlan, LayerRecord, RankPolicy, TrainingStart, check_plan
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
@@ -38,7 +39,7 @@ class CompressOptions:
     """What `compress` is to do.
 
     Attributes:
-        policy: chooses the ranks of a compression without fine-tuning.
+        policy: chooses the ranks of a compression without fine-tuning; `MaxDrop` needs `data`.
         plan: a plan to execute instead, without fine-tuning.
         load: how to read the checkpoint.
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
@@ -56,7 +57,7 @@ class CompressOptions:
         command: what the user typed, for the report.
     """
 
-    policy: RankPolicy | None = None
+    policy: RankPolicy | MaxDrop | None = None
     plan: CompressionPlan | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
     data: str | None = None
@@ -155,22 +156,19 @@ def compress(
 
 def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, OutputGrams]:
     """Returns the plan that was given, once it is known to fit, or makes one; and the metric of its truncations."""
-    calibration = options.calibration if options.plan is None else options.plan.calibration
-    if calibration is not None:
-        observer.on_stage(f"calibrating with images of {calibration.data}")
     if options.plan is not None:
         size, sha256 = loaded.preprocessing.input_size, loaded.source.sha256
         check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
+        calibration = options.plan.calibration
         if calibration is None:
             return options.plan, {}
-        return options.plan, calibrate_loaded(
-            loaded, calibration, options.plan.factorized().keys(), device=options.device
-        )
+        observer.on_stage(f"calibrating with images of {calibration.data}")
+        layers = options.plan.factorized().keys()
+        return options.plan, calibrate_loaded(loaded, calibration, layers, device=options.device)
     policy = options.policy
     if options.training is not None:
         policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
     assert policy is not None  # checked when the options were made
-    observer.on_stage("planning")
     return plan_loaded(
         loaded,
         policy,
@@ -178,8 +176,10 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         include_classifier=options.include_classifier,
         exclude=options.exclude,
         allow_zero_layers=options.allow_zero_layers,
-        calibration=calibration,
+        calibration=options.calibration,
+        data=options.data,
         device=options.device,
+        observer=observer,
     )
 
 
@@ -229,7 +229,7 @@ def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning 
     """Returns how the model was made, for the manifest."""
     policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
     # A calibrated truncation promises an error of the outputs for its images, not of the weights.
-    promising = options.policy if plan.calibration is None else None
+    promising = options.policy if isinstance(options.policy, RankPolicy) and plan.calibration is None else None
     guaranteed = None if promising is None else promising.guaranteed_tol()
     recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
     if plan.calibration is not None:

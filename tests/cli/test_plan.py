@@ -173,3 +173,40 @@ def test_a_bad_calibration_or_pattern_is_refused_and_nothing_is_written(shop, ve
     before = listing(shop)
     assert_refused(verb(*options, "-o", "n.safetensors"), *words)
     assert listing(shop) == before
+
+
+def test_max_drop_keeps_the_accuracy_on_training_images_and_shows_what_it_tried(shop):
+    result = compress("--max-drop", "20", "--data", "data", "--epochs", "0", "-o", "n.safetensors", "--json")
+    report = json.loads(result.stdout)
+    policy = report["recipe"]["plan"]
+    tried = policy["evaluations"]
+    assert (policy["name"], policy["points"], len(tried)) == ("max drop", 20, 8)
+    chosen = min((one for one in tried if one["drop"] <= 20), key=lambda one: one["kept"])
+    assert 1 - report["size"]["removed"]["parameters"] == pytest.approx(chosen["kept"])
+    assert chosen["kept"] < 1
+    assert result.stderr.count("of the parameters:") == 8
+    assert "within 20 points" in result.stderr
+
+
+def test_plan_searches_the_same_model(shop):
+    plan("--max-drop", "20", "--data", "data")
+    values, _ = planned(shop)
+    report = json.loads(compress("--max-drop", "20", "--data", "data", "--epochs", "0", "--json", "--overwrite").stdout)
+    assert values["policy"] == report["recipe"]["plan"]
+
+
+BAD_DROP = {
+    "out of range": (plan, ["--max-drop", "200", "--data", "data"], ["--max-drop must lie"]),
+    "no data": (plan, ["--max-drop", "1"], ["--max-drop needs images"]),
+    "no data to compress": (compress, ["--max-drop", "1"], ["--max-drop needs images"]),
+    "samples": (plan, ["--max-drop", "1", "--data", "samples/mnist"], ["has too few"]),
+    "fine-tuning": (compress, ["--max-drop", "1", "--data", "data"], ["--max-drop has no effect on it"]),
+    "idle data": (plan, ["--tol", "0.1", "--data", "data"], ["images for --max-drop only"]),
+}
+
+
+@pytest.mark.parametrize(("verb", "options", "words"), BAD_DROP.values(), ids=BAD_DROP.keys())
+def test_a_drop_that_cannot_be_searched_is_refused(shop, verb, options, words):
+    before = listing(shop)
+    assert_refused(verb(*options, "-o", "n.safetensors"), *words)
+    assert listing(shop) == before

@@ -8,6 +8,7 @@ from lrcompress.errors import OptionError
 from lrcompress.plan import Budget, CompressionPlan, RankPolicy, UniformRank
 
 EVALUATIONS = 8
+ROUNDING = 1e-9  # points; accuracies are counts divided by counts, and 94.45 − 93.95 is not 0.5 to the last bit
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,12 @@ def search_budget(
         drop = 100 * (dense_accuracy - accuracy)
         evaluations.append(Evaluation(budget, 1 - plan.removed_parameters() / parameters, accuracy, drop))
         on_evaluation(evaluations[-1])
-        if drop <= target.points:
+        if drop <= target.points + ROUNDING:
             found, high = plan, budget
         else:
             low = budget
     if found is None or not found.factorized():
-        mildest = max((one for one in evaluations if one.drop > target.points), key=lambda one: one.kept)
+        mildest = max((one for one in evaluations if one.drop > target.points + ROUNDING), key=lambda one: one.kept)
         raise OptionError(
             f"no smaller model was found that loses at most {target.points:g} points: "
             f"with {100 * mildest.kept:.1f} % of the parameters it loses {mildest.drop:.2f}",

@@ -185,6 +185,8 @@ def test_max_drop_keeps_the_accuracy_on_training_images_and_shows_what_it_tried(
     assert 1 - report["size"]["removed"]["parameters"] == pytest.approx(chosen["kept"])
     assert chosen["kept"] < 1
     assert result.stderr.count("of the parameters:") == 8
+    page = (shop / "n.report.html").read_text()
+    assert all(f"{100 * one['kept']:.1f} % of the parameters: {100 * one['accuracy']:.2f} %" in page for one in tried)
     assert "within 20 points" in result.stderr
 
 

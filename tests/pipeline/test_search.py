@@ -51,6 +51,13 @@ def test_the_smallest_budget_that_keeps_the_accuracy_is_found_to_two_percent(ran
     assert seen[0].drop in (pytest.approx(0.3), pytest.approx(5.3))
 
 
+def test_a_drop_of_just_the_points_that_are_allowed_is_allowed():
+    # 0.903 − 0.898 is 0.5000000000000004 points in floating point.
+    plan, seen = search(accuracy_above(11, otherwise=0.898))
+    assert {round(one.drop, 9) for one in seen} <= {0.3, 0.5}
+    assert plan.layers[0].rank < 11
+
+
 def test_a_drop_that_no_smaller_model_keeps_is_refused_with_the_mildest_that_was_tried():
     with pytest.raises(OptionError, match=r"loses at most 0.5 points: with 9\d\.\d % of the parameters it loses 5.30"):
         search(accuracy_above(45, otherwise=0.85))

@@ -163,6 +163,7 @@ def compress(
         include_first=planning.include_first,
         include_classifier=planning.include_classifier,
         exclude=planning.exclude,
+        layer_ranks=dict(planning.layer_ranks),
         calibration=planning.calibration(seed),
         allow_zero_layers=planning.allow_zero_layers,
         device=device,

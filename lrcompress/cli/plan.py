@@ -41,6 +41,7 @@ class PlanningOptions:
     include_first: bool = False
     include_classifier: bool = False
     exclude: tuple[str, ...] = ()
+    layer_ranks: tuple[tuple[str, int], ...] = ()
     calibrate: str | None = None
     calibration_images: int | None = None
     allow_zero_layers: bool = False
@@ -115,6 +116,12 @@ def planning_options(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Layers that stay dense, 'layer4.*' for example; may be repeated."),
     ] = None,
+    layer_rank: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=RANK", help="The rank of some layers, 'layer1.*=16' for example; may be repeated."
+        ),
+    ] = None,
     calibrate: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +149,7 @@ def planning_options(
         include_first=include_first,
         include_classifier=include_classifier,
         exclude=tuple(exclude or ()),
+        layer_ranks=tuple(map(_pattern_and_rank, layer_rank or ())),
         calibrate=calibrate,
         calibration_images=calibration_images,
         allow_zero_layers=allow_zero_layers,
@@ -198,6 +206,7 @@ def plan(
             include_first=planning.include_first,
             include_classifier=planning.include_classifier,
             exclude=planning.exclude,
+            layer_ranks=dict(planning.layer_ranks),
             allow_zero_layers=planning.allow_zero_layers,
             calibration=planning.calibration(seed),
             data=data,
@@ -235,6 +244,13 @@ def read_plan(path: Path) -> "CompressionPlan":
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"no plan in `{path}`: {reason}", hint="lrcompress plan CHECKPOINT writes one") from error
     return CompressionPlan.from_json(values)
+
+
+def _pattern_and_rank(text: str) -> tuple[str, int]:
+    pattern, _, rank = text.rpartition("=")
+    if not pattern or not rank.strip().isdecimal():
+        raise OptionError(f"--layer-rank takes PATTERN=RANK, got `{text}`", hint="--layer-rank 'layer1.*=16'")
+    return pattern, int(rank)
 
 
 def _row(layer: "LayerPlan") -> list[str]:

@@ -49,6 +49,7 @@ class CompressOptions:
         include_first: factorise the first layer too.
         include_classifier: factorise the classifier too.
         exclude: patterns of the names of layers that stay dense.
+        layer_ranks: ranks by patterns of names, instead of the policy's.
         calibration: the images whose activations are the metric of the truncation; None truncates the weights alone.
             A plan brings its own.
         allow_zero_layers: leave all-zero layers dense instead of refusing them.
@@ -67,6 +68,7 @@ class CompressOptions:
     include_first: bool = False
     include_classifier: bool = False
     exclude: tuple[str, ...] = ()
+    layer_ranks: Mapping[str, int] | None = None
     calibration: Calibration | None = None
     allow_zero_layers: bool = False
     device: str = "cpu"
@@ -79,9 +81,9 @@ class CompressOptions:
                 "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
                 hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=DlrtOptions(…)",
             )
-        if self.plan is not None and (self.calibration is not None or self.exclude):
+        if self.plan is not None and (self.calibration is not None or self.exclude or self.layer_ranks):
             raise OptionError(
-                "a plan brings its own calibration and its own dense layers",
+                "a plan brings its own calibration, ranks and dense layers",
                 hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
             )
         if self.training is not None and self.data is None:
@@ -175,6 +177,7 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         include_first=options.include_first,
         include_classifier=options.include_classifier,
         exclude=options.exclude,
+        layer_ranks=options.layer_ranks,
         allow_zero_layers=options.allow_zero_layers,
         calibration=options.calibration,
         data=options.data,
@@ -228,9 +231,10 @@ def _fine_tune_(
 def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
     """Returns how the model was made, for the manifest."""
     policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
+    guaranteed = options.policy.guaranteed_tol() if isinstance(options.policy, RankPolicy) else None
     # A calibrated truncation promises an error of the outputs for its images, not of the weights.
-    promising = options.policy if isinstance(options.policy, RankPolicy) and plan.calibration is None else None
-    guaranteed = None if promising is None else promising.guaranteed_tol()
+    if plan.calibration is not None or options.layer_ranks:
+        guaranteed = None
     recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
     if plan.calibration is not None:
         recipe["calibration"] = asdict(plan.calibration)

@@ -1,7 +1,7 @@
 """From checkpoint to plan."""
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ def plan_loaded(
     include_first: bool = False,
     include_classifier: bool = False,
     exclude: Sequence[str] = (),
+    layer_ranks: Mapping[str, int] | None = None,
     allow_zero_layers: bool = False,
     calibration: Calibration | None = None,
     data: str | None = None,
@@ -78,6 +79,7 @@ def plan_loaded(
         include_first=include_first,
         include_classifier=include_classifier,
         exclude=exclude,
+        layer_ranks=layer_ranks,
         allow_zero_layers=allow_zero_layers,
         output_grams=grams,
     )

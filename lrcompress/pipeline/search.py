@@ -105,9 +105,10 @@ def search_budget(
             hint="raise --max-drop, add --calibrate DIR, or fine-tune with --data DIR --tol 0.15",
         )
     policy = {
+        **found.policy,
         "name": "max drop",
         **asdict(target),
-        "budget": high,
+        "fraction": high,
         "dense_accuracy": dense_accuracy,
         "evaluations": [asdict(one) for one in evaluations],
     }

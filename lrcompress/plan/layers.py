@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,19 +83,29 @@ def find_layers(
     return found
 
 
+def match_layers(pattern: str, names: Collection[str]) -> list[str]:
+    """Returns the names that a pattern matches, as a shell would.
+
+    Raises:
+        OptionError: if there are none.
+    """
+    matched = fnmatch.filter(names, pattern)
+    if not matched:
+        near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.0))
+        raise OptionError(
+            f"the pattern `{pattern}` matches no layer that could be factorised",
+            hint=f"names of layers are {near} for example; `lrcompress plan` lists all"
+            if near
+            else "`lrcompress plan` lists all layers, and why they stay dense",
+        )
+    return matched
+
+
 def _excluded(patterns: Sequence[str], names: list[str]) -> dict[str, str]:
     """Returns a reason for every name that a pattern matches."""
-    reasons: dict[str, str] = {}
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-            raise OptionError(
-                f"the pattern `{pattern}` matches no layer that could be factorised",
-                hint=f"names of layers are {', '.join(near)} for example; `lrcompress plan` lists all",
-            )
-        reasons |= dict.fromkeys(matched, f"excluded by the pattern `{pattern}`")
-    return reasons
+    return {
+        name: f"excluded by the pattern `{pattern}`" for pattern in patterns for name in match_layers(pattern, names)
+    }
 
 
 def _structural_reason(name: str, module: nn.Module, calls: list[str], sharers: list[str]) -> str:

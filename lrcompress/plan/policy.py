@@ -49,10 +49,14 @@ class WholeModel:
     Attributes:
         parameters: their number.
         macs: multiply-accumulate operations per image.
+        saved_parameters: how many of them are gone in layers whose ranks are given, and not to be chosen.
+        saved_macs: the same in operations.
     """
 
     parameters: int
     macs: int
+    saved_parameters: int = 0
+    saved_macs: int = 0
 
 
 class RankPolicy(ABC):
@@ -207,7 +211,8 @@ class Budget(RankPolicy):
         # Counted in parameters, or in multiply-accumulates, of which each parameter costs one per position.
         weights = {name: 1 if self.macs is None else spectrum.positions for name, spectrum in spectra.items()}
         total = whole.parameters if self.macs is None else whole.macs
-        untouched = total - sum(weights[name] * s.m * s.n for name, s in spectra.items())
+        saved = whole.saved_parameters if self.macs is None else whole.saved_macs
+        untouched = total - saved - sum(weights[name] * s.m * s.n for name, s in spectra.items())
         limit = self.macs or self.parameters or math.floor((self.fraction or 0) * total)
         layers = {
             name: Allocation(

@@ -40,7 +40,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _settings(values: Mapping[str, Any]) -> str:
-    """Returns settings as one line of text; lists, and those that are not set, are left out."""
-    plain = {key: value for key, value in values.items() if not isinstance(value, list)}
+    """Returns settings as one line of text; those that are not set or hold several values are left out."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, list | dict)}
     shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in plain.items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items() if value is not None)

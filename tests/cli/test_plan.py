@@ -159,7 +159,22 @@ def test_excluded_layers_stay_dense_and_say_so(shop):
     assert layers["5"]["reason"] == "excluded by the pattern `5`"
 
 
+def test_ranks_can_be_given_by_pattern(shop):
+    options = ("--rank", "8", "--layer-rank", "3=2", "--include-first")
+    plan(*options)
+    _, layers = planned(shop)
+    assert [layers[name]["rank"] for name in "135"] == [8, 2, 8]
+    report = json.loads(compress(*options, "-o", "n.safetensors", "--json").stdout)
+    assert report["recipe"]["plan"]["layer_ranks"] == {"3": 2}
+    assert "<code>3</code> 2" in (shop / "n.report.html").read_text()
+    tolerant = json.loads(compress("--tol", "0.5", "--layer-rank", "3=1", "-o", "m.safetensors", "--json").stdout)
+    assert tolerant["recipe"]["guaranteed_tol"] is None
+
+
 BAD_CALIBRATION = {
+    "rank of a layer": (["--layer-rank", "3"], ["--layer-rank takes PATTERN=RANK"]),
+    "rank of no layer": (["--layer-rank", "nothing=3"], ["`nothing` matches no layer"]),
+    "rank too large": (["--layer-rank", "3=16"], ["`3` cannot have rank 16", "from 1 to 15"]),
     "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`"]),
     "too few": (["--calibrate", "data", "--calibration-images", "900"], ["has 60 images", "900 were asked for"]),
     "no source": (["--calibration-images", "9"], ["--calibration-images needs a source"]),

@@ -43,10 +43,10 @@ def test_the_smallest_budget_that_keeps_the_accuracy_is_found_to_two_percent(ran
     plan, seen = search(accuracy_above(rank, otherwise=0.85))
     best = (2000 + 180 * rank) / PARAMETERS
     assert plan.layers[0].rank >= rank
-    assert best <= plan.policy["budget"] <= 1.02 * best
+    assert best <= plan.policy["fraction"] <= 1.02 * best
     assert len(seen) == EVALUATIONS
     # The plan is that of the smallest evaluated budget within the drop.
-    assert plan.policy["budget"] == min(one.budget for one in seen if one.drop <= 0.5)
+    assert plan.policy["fraction"] == min(one.budget for one in seen if one.drop <= 0.5)
     assert plan.policy["evaluations"] == [vars(one) for one in seen]
     assert seen[0].drop in (pytest.approx(0.3), pytest.approx(5.3))
 

@@ -2,8 +2,10 @@ import pytest
 import torch
 from networks import matrix_with_spectrum, snapshot, tiny_cnn, tiny_mlp
 
-from lrcompress.errors import CheckpointError
-from lrcompress.plan import FullRank, Tolerance, TrainingStart, make_plan
+from lrcompress.errors import CheckpointError, OptionError
+from lrcompress.factorize import factorize, fold_
+from lrcompress.measure import count_macs, count_parameters
+from lrcompress.plan import Budget, FullRank, Tolerance, TrainingStart, make_plan
 
 SIZE = (3, 4, 4)
 
@@ -113,3 +115,40 @@ def test_a_dense_layer_of_zeros_is_nobodys_business():
     model = tiny_mlp()
     torch.nn.init.zeros_(model[6].weight)  # a head that was just replaced, say
     assert make_plan(model, Tolerance(0.1), input_size=SIZE).layers
+
+
+def test_given_ranks_hold_whatever_the_policy_chooses_and_the_last_pattern_wins():
+    model = tiny_mlp()
+    options = {"input_size": SIZE, "include_first": True, "include_classifier": True}
+    plan = make_plan(model, Tolerance(0.5), layer_ranks={"*": 2, "4": 7}, **options)
+    assert {name: layer.rank for name, layer in by_name(plan).items()} == {"1": 2, "4": 7, "6": 2}
+    assert plan.policy == {"name": "tolerance", "tol": 0.5, "layer_ranks": {"*": 2, "4": 7}}
+    alone = by_name(make_plan(model, Tolerance(0.5), **options))
+    mixed = by_name(make_plan(model, Tolerance(0.5), layer_ranks={"4": 7}, **options))
+    assert mixed["4"].rank == 7 != alone["4"].rank
+    assert mixed["1"] == alone["1"]
+
+
+@pytest.mark.parametrize("measure", ["parameters", "macs"])
+def test_a_budget_counts_given_ranks_in(measure):
+    model = tiny_cnn()
+    size, options = (3, 8, 8), {"input_size": (3, 8, 8), "include_first": True, "include_classifier": True}
+    total = count_parameters(model) if measure == "parameters" else count_macs(model, size)
+    limit = round(0.7 * total)
+    plan = make_plan(model, Budget(**{measure: limit}), layer_ranks={"3": 2}, **options)
+    assert by_name(plan)["3"].rank == 2
+    low_rank = fold_(factorize(model, plan))
+    left = count_parameters(low_rank) if measure == "parameters" else count_macs(low_rank, size)
+    # Nothing is left over that would pay for another rank anywhere.
+    dearest = max(sum(layer.dense_shape) for layer in plan.layers) * (16 if measure == "macs" else 1) * 9
+    assert limit - dearest < left <= limit
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [({"4": 15}, "`4` cannot have rank 15"), ({"4": 0}, "cannot have rank 0"), ({"5": 2}, "`5` matches no layer")],
+)
+def test_a_rank_that_cannot_be_given_is_refused(ranks, message):
+    with pytest.raises(OptionError, match=message) as caught:
+        make_plan(tiny_mlp(), Tolerance(0.5), input_size=SIZE, layer_ranks=ranks)
+    assert caught.value.hint

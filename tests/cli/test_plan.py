@@ -145,6 +145,20 @@ def test_a_calibrated_tolerance_promises_nothing_of_the_weights(shop):
     assert report["recipe"]["guaranteed_tol"] is None
 
 
+def test_fine_tuning_starts_from_a_calibrated_truncation(shop):
+    options = ("--data", "data", "--epochs", "1", "--max-rank", "4", "--distill", "0", "--lr", "1e-9")
+    reports = {}
+    for name, more in {"plain": (), "calibrated": ("--calibrate", "data")}.items():
+        result = compress(*options, *more, "-o", f"{name}.safetensors", "--json")
+        assert result.exit_code == 0, result.stderr
+        reports[name] = json.loads(result.stdout)
+    assert "calibration" not in reports["plain"]["recipe"]
+    assert reports["calibrated"]["recipe"]["calibration"] == {"data": "data", "images": None, "seed": 0}
+    # With hardly any learning the layers stay where they start, and the plain truncation is nearest to the weights.
+    errors = {name: report["layers"][2]["relative_error"] for name, report in reports.items()}
+    assert errors["plain"] < errors["calibrated"]
+
+
 def test_images_to_calibrate_with_need_no_classes(shop):
     (shop / "flat").mkdir()
     for index in range(6):

@@ -30,12 +30,14 @@ def check_outputs(paths: Iterable[Path], *, overwrite: bool) -> None:
             ) from error
 
 
-def write_atomically(path: Path, content: bytes, *, check: Callable[[Path], None] = lambda written: None) -> None:
+def write_atomically(
+    path: Path, content: bytes | Iterable[bytes | memoryview], *, check: Callable[[Path], None] = lambda written: None
+) -> None:
     """Writes a file so that it appears whole or not at all.
 
     Args:
         path: where the content is to be; what is there is replaced.
-        content: all of it.
+        content: all of it, or piece by piece.
         check: called with the temporary file before it is renamed; if it raises, nothing is left behind.
 
     Raises:
@@ -44,7 +46,8 @@ def write_atomically(path: Path, content: bytes, *, check: Callable[[Path], None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            for piece in [content] if isinstance(content, bytes) else content:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         check(temporary)

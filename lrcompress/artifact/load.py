@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.artifact.manifest import Manifest, manifest_is_intact
 from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors
 from lrcompress.errors import ArchitectureError, ArtifactError
-from lrcompress.models import Architecture, PixelModel, build_model
-from lrcompress.nn import is_matrix_layer, low_rank_like, replace_module_
+from lrcompress.models import Architecture, PixelModel, assign_tensors_, build_model
+from lrcompress.nn import expose_, is_weight_layer, parents_to_expose, plain_layer, replace_module_
+from lrcompress.plan.plan import DENSE
+from lrcompress.schemes import build_layer
 
 # How a file of torch.save begins: a zip archive, or a pickle of protocol 2 and later.
 TORCH_MAGIC = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -74,7 +75,7 @@ def read_manifest_text(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the stored tensors of an artifact by name."""
+    """Returns the stored tensors of an artifact by name, mapped into memory."""
     with _open(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
 
@@ -88,6 +89,8 @@ def load_artifact(path: Path, *, arch: str | None = None) -> LoadedArtifact:
             f"`{path}` was changed after it was written: its SHA-256 differs",
             hint=f"copy it anew, or compress again; lrcompress verify {path} tells what differs",
         )
+    # Copies: whoever uses the model may write to the file.
+    tensors = {name: value.clone() for name, value in tensors.items()}
     return LoadedArtifact(assemble_model(path, manifest, tensors, arch=arch), manifest)
 
 
@@ -99,7 +102,7 @@ def assemble_model(
     Raises:
         ArtifactError: if a tensor has no place in the model, or a place no tensor.
     """
-    model = build_model(_architecture(manifest, arch, path))
+    model = build_model(_architecture(manifest, arch, path), without_weights=True)
     _replace_layers_(model, manifest, path)
     values = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     values |= {name: values[original] for name, original in manifest.shared.items() if original in values}
@@ -111,7 +114,7 @@ def assemble_model(
             f"`{path}` does not fit `{manifest.architecture.label}` at `{wrong[0]}` and {len(wrong) - 1} more",
             hint=f"it was made with {made}; install the same",
         )
-    model.load_state_dict(values, strict=True)
+    assign_tensors_(model, values)
     return model.eval()
 
 
@@ -155,23 +158,15 @@ def _architecture(manifest: Manifest, arch: str | None, path: Path) -> Architect
 
 
 def _replace_layers_(model: nn.Module, manifest: Manifest, path: Path) -> None:
+    factorized = [record for record in manifest.layers if record.scheme != DENSE]
+    expose_(model, parents_to_expose(model, [record.name for record in factorized]))
     modules = dict(model.named_modules())
-    for record in manifest.layers:
-        if record.scheme == "dense":
-            continue
-        layer = modules.get(record.name)
-        if layer is None or not is_matrix_layer(layer) or tuple(layer.weight.shape) != record.dense_shape:
+    for record in factorized:
+        module = modules.get(record.name)
+        layer = plain_layer(module) if module is not None and is_weight_layer(module) else None
+        if layer is None or tuple(layer.weight.shape) != record.dense_shape:
             raise ArtifactError(
                 f"`{path}` factorises `{record.name}`, which is no such layer in `{manifest.architecture.label}`",
                 hint="check --arch, and that timm and torchvision have the versions it was made with",
             )
-        assert record.rank is not None  # every scheme but dense has a rank
-        replace_module_(model, record.name, low_rank_like(layer, record.rank))
-
-
-def check_same_tensors(one: nn.Module, other: nn.Module) -> None:
-    """Raises `ArtifactError` unless both models have bit for bit the same tensors."""
-    expected, found = one.state_dict(), other.state_dict()
-    for name in expected.keys() | found.keys():
-        if name not in expected or name not in found or not torch.equal(expected[name].cpu(), found[name]):
-            raise ArtifactError(f"the written file differs from the model at `{name}`", hint="check the disk")
+        replace_module_(model, record.name, build_layer(layer, record.scheme, record.ranks))

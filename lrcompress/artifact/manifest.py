@@ -11,8 +11,9 @@ from lrcompress.errors import ArtifactError
 from lrcompress.models import Architecture, Preprocessing
 from lrcompress.plan import LayerRecord
 
-SCHEMA_VERSION = 1
-READABLE_SCHEMAS = frozenset({1})
+SCHEMA_VERSION = 2
+# The first one knew one scheme, with one rank per layer.
+READABLE_SCHEMAS = frozenset({1, 2})
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,41 @@
 """From the model to the file."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.artifact.files import write_atomically
-from lrcompress.artifact.load import assemble_model, check_same_tensors, read_manifest, read_manifest_text, read_tensors
+from lrcompress.artifact.load import assemble_model, read_manifest, read_tensors
 from lrcompress.artifact.manifest import Manifest
-from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, serialize, stored_tensors
+from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, iterate_file, stored_tensors
 from lrcompress.errors import ArtifactError
 
 
 @dataclass(frozen=True)
 class PackedArtifact:
-    """An artifact in memory.
+    """An artifact ready to be written; its tensors are those of the model, and not copied.
 
     Attributes:
         model: what was packed.
         manifest: with the digest and the shared tensors filled in.
-        content: the bytes of the file.
-        sha256: of the content.
+        tensors: as they are stored.
+        size: of the file in bytes.
+        sha256: of the file.
     """
 
     model: nn.Module
     manifest: Manifest
-    content: bytes
+    tensors: Mapping[str, Tensor]
+    size: int
     sha256: str
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """Yields the bytes of the file piece by piece."""
+        return iterate_file(self.tensors, {"format": "pt", METADATA_KEY: self.manifest.dumps()})
 
 
 def pack_artifact(model: nn.Module, manifest: Manifest) -> PackedArtifact:
@@ -48,16 +55,21 @@ def pack_artifact(model: nn.Module, manifest: Manifest) -> PackedArtifact:
             f"`{infinite[0]}` does not fit into {manifest.dtype}, the type of the checkpoint's weights",
             hint="convert the checkpoint to float32 first",
         )
-    final = replace(manifest, shared=shared, tensors_sha256=digest_tensors(tensors))
-    content = serialize(tensors, {"format": "pt", METADATA_KEY: final.dumps()})
-    return PackedArtifact(model, final, content, hashlib.sha256(content).hexdigest())
+    packed = PackedArtifact(
+        model, replace(manifest, shared=shared, tensors_sha256=digest_tensors(tensors)), tensors, 0, ""
+    )
+    size, digest = 0, hashlib.sha256()
+    for piece in packed.content():
+        size += len(piece)
+        digest.update(piece)
+    return replace(packed, size=size, sha256=digest.hexdigest())
 
 
 def save_artifact(path: Path, packed: PackedArtifact) -> None:
     """Writes the artifact.
 
-    The file is written under a temporary name, loaded again as a user would, compared with the model bit for bit, and
-    only then renamed.
+    The file is written under a temporary name and read again; only if it has every byte of the model, and the network
+    that a user will build has a place for each tensor, it is renamed.
 
     Args:
         path: where the file is to be; what is there is replaced.
@@ -72,9 +84,12 @@ def save_artifact(path: Path, packed: PackedArtifact) -> None:
     arch = architecture.name if architecture.framework == "custom" else None
 
     def check(written: Path) -> None:
-        if read_manifest_text(written) != packed.manifest.dumps():
-            raise ArtifactError("the manifest in the written file differs from what was written", hint="check the disk")
-        read = assemble_model(written, read_manifest(written), read_tensors(written), arch=arch)
-        check_same_tensors(packed.model, read)
+        digest = hashlib.sha256()
+        with written.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != packed.sha256:
+            raise ArtifactError("the written file differs from the model", hint="check the disk")
+        assemble_model(written, read_manifest(written), read_tensors(written), arch=arch)
 
-    write_atomically(path, packed.content, check=check)
+    write_atomically(path, packed.content(), check=check)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ def round_weights_(model: nn.Module, dtype: str) -> None:
 
     What is measured is then exactly what is shipped.
     """
+    if dtype == "float32":
+        return
     # Only what is stored: other buffers are made anew on loading, in float32.
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -50,20 +53,52 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_content(value))
     return digest.hexdigest()
 
 
-def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Returns the bytes of a safetensors file; the same for the same tensors and metadata.
+def iterate_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yields the bytes of a safetensors file piece by piece; the same for the same tensors and metadata.
 
-    safetensors itself writes several metadata keys in random order, so its header is written again, sorted.
+    safetensors itself copies all tensors before it writes them, and puts several metadata keys in random order.
+
+    Args:
+        tensors: contiguous, on the CPU.
+        metadata: of the file.
     """
-    from safetensors.torch import save
-
-    content = save(dict(tensors))
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length]) | {"__metadata__": dict(metadata)}
+    # Wide types first, which keeps every tensor aligned to its type.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    place = 0
+    for name in names:
+        value = tensors[name]
+        header[name] = {
+            "dtype": _TYPES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [place, place + value.nbytes],
+        }
+        place += value.nbytes
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format wants the tensors aligned to eight bytes
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+    yield struct.pack("<Q", len(text)) + text
+    for name in names:
+        yield _content(tensors[name])
+
+
+def _content(value: Tensor) -> memoryview:
+    array: Any = value.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}

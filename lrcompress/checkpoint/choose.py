@@ -129,7 +129,7 @@ def _choose_named(
             continue
         for prefix, tensors in variants:
             architecture = Architecture(plain.framework, plain.name, {**_read_arguments(plain, tensors), **arguments})
-            model = build_model(architecture)
+            model = build_model(architecture, without_weights=True)
             if matches(model, tensors):
                 return Choice(architecture, tensors, prefix, chosen_by, _candidates(architecture, tensors))
             first = first or (model, architecture)

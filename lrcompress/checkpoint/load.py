@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.checkpoint.choose import Choice, choose_architecture
@@ -15,7 +14,16 @@ from lrcompress.checkpoint.options import LoadOptions
 from lrcompress.checkpoint.read import file_sha256, read_checkpoint, read_config
 from lrcompress.checkpoint.state import StateDict, check_finite, find_state_dict, read_preprocessing
 from lrcompress.errors import ArchitectureError, CheckpointError
-from lrcompress.models import Architecture, Preprocessing, build_model, default_preprocessing, fetch, is_hub_name
+from lrcompress.measure import run_without_values
+from lrcompress.models import (
+    Architecture,
+    Preprocessing,
+    assign_tensors_,
+    build_model,
+    default_preprocessing,
+    fetch,
+    is_hub_name,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
     check_finite(state.tensors, source)
     choice = choose_architecture(state, options, file, source)
     _check_arguments(choice.architecture)
-    model = build_model(choice.architecture)
+    model = build_model(choice.architecture, without_weights=True)
     tensors = match_by_order(model, choice.tensors, source) if options.match_by_order else choice.tensors
     _fill_(model, tensors, choice)
     preprocessing = default_preprocessing(choice.architecture, model)
@@ -205,7 +213,8 @@ def _fill_(model: nn.Module, tensors: Mapping[str, Tensor], choice: Choice) -> N
         )
     expected = model.state_dict()
     complete = {key: tensors.get(key, value) for key, value in expected.items()}
-    model.load_state_dict(complete, strict=True)
+    # The file's tensors become the model's: a safetensors file is mapped into memory, and not copied.
+    assign_tensors_(model, complete)
     model.float().eval()
 
 
@@ -213,8 +222,7 @@ def _count_classes(architecture: Architecture, model: nn.Module, preprocessing: 
     """Returns the number of logits for one image; fails where the network takes anything else than a batch of them."""
     size = preprocessing.input_size
     try:
-        with torch.no_grad():
-            logits = model(torch.zeros(1, *size))
+        logits = run_without_values(model, size, lambda network, image: network(image))
     # A network's own code may raise anything.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -100,7 +100,7 @@ def print_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def follow_progress() -> "Iterator[Observer]":
-    """Yields an observer that shows stages as lines, and training and attacks as bars with the time left."""
+    """Yields an observer that shows stages as lines, and layers, training and attacks as bars with the time left."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from lrcompress.pipeline import Observer
@@ -115,8 +115,12 @@ def follow_progress() -> "Iterator[Observer]":
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        layers = progress.add_task("layers", visible=False)
         training = progress.add_task("fine-tuning", visible=False)
         attacking = progress.add_task("attack", visible=False)
+
+        def on_layer(done: int, total: int) -> None:
+            progress.update(layers, total=total, completed=done, visible=done < total)
 
         def on_training(state: "TrainingProgress") -> None:
             text = describe_training(state)
@@ -130,6 +134,7 @@ def follow_progress() -> "Iterator[Observer]":
 
         yield Observer(
             on_stage=lambda message: console.print(f"• {message}", markup=False),
+            on_layer=on_layer,
             on_training=on_training,
             on_attack=on_attack,
         )

@@ -46,7 +46,8 @@ def inspect(
     typer.echo(f"input: {'x'.join(map(str, values['preprocessing']['input_size']))}")
     typer.echo("")
     print_lines(
-        ("layer", "kind", "weight", "rank", "error", "kappa", "why dense"), [_row(layer) for layer in values["layers"]]
+        ("layer", "kind", "weight", "scheme", "ranks", "error", "kappa", "why dense"),
+        [_row(layer) for layer in values["layers"]],
     )
 
 
@@ -78,7 +79,7 @@ def _describe_checkpoint(file: str, options: "LoadOptions") -> dict[str, Any]:
         "layers": [
             {
                 "name": layer.name,
-                "kind": type(layer.module).__name__,
+                "kind": layer.kind,
                 "dense_shape": list(layer.weight_shape),
                 "reason": layer.reason,
             }
@@ -94,7 +95,8 @@ def _row(layer: dict[str, Any]) -> list[str]:
         layer["name"],
         layer["kind"],
         "x".join(map(str, layer["dense_shape"])),
-        str(layer.get("rank", "-")),
+        layer.get("scheme", "-"),
+        ",".join(map(str, layer.get("ranks", ()))) or "-",
         "-" if error is None else f"{error:.4f}",
         "-" if kappa is None else f"{kappa:.3g}",
         layer.get("reason") or "-",

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,14 +18,25 @@ from lrcompress.cli.options import (
     load_options,
     with_options,
 )
+from lrcompress.cli.overrides import Overrides, read_overrides
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
-    from lrcompress.pipeline import MaxDrop
+    from lrcompress.pipeline import LayerOptions, MaxDrop
     from lrcompress.plan import Calibration, CompressionPlan, LayerPlan, RankPolicy
 
 DEFAULT_TOL = 0.1
+
+
+class Scheme(str, Enum):
+    """What `--scheme` takes."""
+
+    AUTO = "auto"
+    MATRIX = "matrix"
+    SPATIAL = "spatial"
+    TUCKER2 = "tucker2"
+    SPLIT = "split"
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,31 @@ class PlanningOptions:
     max_params: int | None = None
     max_macs: int | None = None
     max_drop: float | None = None
+    scheme: str = "auto"
+    round_ranks: int = 1
     include_first: bool = False
     include_classifier: bool = False
     exclude: tuple[str, ...] = ()
     layer_ranks: tuple[tuple[str, int], ...] = ()
+    layer_schemes: tuple[tuple[str, str], ...] = ()
     calibrate: str | None = None
     calibration_images: int | None = None
     allow_zero_layers: bool = False
+
+    def layer_options(self) -> "LayerOptions":
+        """Returns which layers are factorised, and how."""
+        from lrcompress.pipeline import LayerOptions
+
+        return LayerOptions(
+            scheme=self.scheme,
+            round_ranks=self.round_ranks,
+            include_first=self.include_first,
+            include_classifier=self.include_classifier,
+            exclude=self.exclude,
+            layer_ranks=dict(self.layer_ranks),
+            layer_schemes=dict(self.layer_schemes),
+            allow_zero_layers=self.allow_zero_layers,
+        )
 
     def policy_option(self) -> str:
         """Returns the one option that chooses the ranks, "" if none was given.
@@ -108,6 +138,16 @@ def planning_options(
             help="Search the smallest model that loses at most so much accuracy on training images of --data.",
         ),
     ] = None,
+    scheme: Annotated[
+        Scheme,
+        typer.Option(
+            help="Form of the low-rank layers where it fits, the matrix form elsewhere; auto takes whatever "
+            "costs least at equal error."
+        ),
+    ] = Scheme.AUTO,
+    round_ranks: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Only ranks that are multiples of N, which some hardware likes.")
+    ] = 1,
     include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
     include_classifier: Annotated[
         bool, typer.Option("--include-classifier", help="Factorise the classifier too.")
@@ -120,6 +160,20 @@ def planning_options(
         list[str] | None,
         typer.Option(
             metavar="PATTERN=RANK", help="The rank of some layers, 'layer1.*=16' for example; may be repeated."
+        ),
+    ] = None,
+    layer_scheme: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=SCHEME", help="The scheme of some layers, '*.conv2=tucker2' for example; may be repeated."
+        ),
+    ] = None,
+    overrides: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML or JSON file with exclude (a list of patterns), layer_ranks and layer_schemes (by pattern); "
+            "the options above add to it.",
         ),
     ] = None,
     calibrate: Annotated[
@@ -138,6 +192,7 @@ def planning_options(
     ] = False,
 ) -> PlanningOptions:
     """Returns the options that choose ranks and layers."""
+    given = read_overrides(overrides) if overrides is not None else Overrides()
     options = PlanningOptions(
         tol=tol,
         energy=energy,
@@ -146,10 +201,13 @@ def planning_options(
         max_params=max_params,
         max_macs=max_macs,
         max_drop=max_drop,
+        scheme=scheme.value,
+        round_ranks=round_ranks,
         include_first=include_first,
         include_classifier=include_classifier,
-        exclude=tuple(exclude or ()),
-        layer_ranks=tuple(map(_pattern_and_rank, layer_rank or ())),
+        exclude=(*given.exclude, *(exclude or ())),
+        layer_ranks=(*given.layer_ranks, *map(_pattern_and_rank, layer_rank or ())),
+        layer_schemes=(*given.layer_schemes, *map(_pattern_and_scheme, layer_scheme or ())),
         calibrate=calibrate,
         calibration_images=calibration_images,
         allow_zero_layers=allow_zero_layers,
@@ -157,6 +215,7 @@ def planning_options(
     # So that a value out of range is told before anything is read.
     options.rank_policy(seed=0)
     options.calibration(seed=0)
+    options.layer_options()
     return options
 
 
@@ -178,7 +237,7 @@ def plan(
     """Choose the rank of every layer, and change nothing.
 
     Prints what would become of each layer, and why, and writes it to a file, which may be edited (a layer's scheme
-    "matrix" or "dense", and its rank) and which `lrcompress compress --plan` executes.
+    and its ranks) and which `lrcompress compress --plan` executes.
 
     \b
     Examples:
@@ -186,6 +245,7 @@ def plan(
       lrcompress plan resnet50.pt --budget 0.25 -o quarter.plan.json
       lrcompress plan resnet50.pt --budget 0.25 --calibrate DIR --exclude 'layer4.*'
       lrcompress plan resnet50.pt --max-drop 0.5 --data DIR --calibrate DIR
+      lrcompress plan resnet50.pt --tol 0.3 --scheme tucker2 --overrides mine.toml
       lrcompress compress resnet50.pt --plan quarter.plan.json
     """
     from lrcompress.artifact import check_outputs, write_atomically
@@ -203,18 +263,16 @@ def plan(
         made, _ = plan_loaded(
             loaded,
             planning.rank_policy(seed),
-            include_first=planning.include_first,
-            include_classifier=planning.include_classifier,
-            exclude=planning.exclude,
-            layer_ranks=dict(planning.layer_ranks),
-            allow_zero_layers=planning.allow_zero_layers,
+            planning.layer_options(),
             calibration=planning.calibration(seed),
             data=data,
             device=device,
             observer=observer,
         )
     print_table(
-        "plan", ("layer", "kind", "weight", "rank", "relative error", "why dense"), list(map(_row, made.layers))
+        "plan",
+        ("layer", "kind", "weight", "scheme", "ranks", "relative error", "why dense"),
+        list(map(_row, made.layers)),
     )
     before = count_parameters(loaded.model)
     after = before - made.removed_parameters()
@@ -253,7 +311,14 @@ def _pattern_and_rank(text: str) -> tuple[str, int]:
     return pattern, int(rank)
 
 
+def _pattern_and_scheme(text: str) -> tuple[str, str]:
+    pattern, _, scheme = text.rpartition("=")
+    if not pattern or not scheme.strip():
+        raise OptionError(f"--layer-scheme takes PATTERN=SCHEME, got `{text}`", hint="--layer-scheme '*.conv2=tucker2'")
+    return pattern, scheme.strip()
+
+
 def _row(layer: "LayerPlan") -> list[str]:
-    rank = "" if layer.rank is None else str(layer.rank)
+    shape, ranks = "×".join(map(str, layer.dense_shape)), ", ".join(map(str, layer.ranks))
     error = "" if layer.relative_error is None else f"{layer.relative_error:.4f}"
-    return [layer.name, layer.kind, "×".join(map(str, layer.dense_shape)), rank, error, layer.reason]
+    return [layer.name, layer.kind, shape, layer.scheme, ranks, error, layer.reason]

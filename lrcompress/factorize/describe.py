@@ -4,12 +4,21 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from lrcompress.linalg import condition_number, stable_rank
-from lrcompress.nn import LowRankConv2d, LowRankLinear, dense_matrix, factored_layers, is_matrix_layer, low_rank_matrix
+from lrcompress.nn import (
+    LowRankLayer,
+    LowRankLinear,
+    MatrixConv,
+    dense_weight,
+    expose_,
+    factored_layers,
+    plain_layer,
+    twin,
+)
 from lrcompress.plan import CompressionPlan, LayerRecord
+from lrcompress.schemes import find_scheme
 
 
 def describe_layers(
@@ -24,25 +33,26 @@ def describe_layers(
         start_kappas: κ of the layers before fine-tuning.
     """
     records = []
+    exposed = expose_(twin(dense))
     for layer in plan.layers:
         if layer.scheme == "dense":
             records.append(LayerRecord(layer.name, layer.kind, layer.dense_shape, "dense", reason=layer.reason))
             continue
-        module = compressed.get_submodule(layer.name)
-        assert isinstance(module, LowRankLinear | LowRankConv2d)  # what fold_ makes of every other scheme
-        original = dense.get_submodule(layer.name)
-        assert is_matrix_layer(original)  # only such layers are replaced
-        weight, sigma = dense_matrix(original).double(), _spectrum(module)
-        dense_norm = float(torch.linalg.matrix_norm(weight))
+        module, original = compressed.get_submodule(layer.name), plain_layer(exposed.get_submodule(layer.name))
+        assert isinstance(module, LowRankLayer) and original is not None  # what factorising makes of what it can
+        sigma = find_scheme(layer.scheme).spectrum(module)
+        weight = original.weight.detach().double()
+        dense_norm = float(torch.linalg.vector_norm(weight))
         kappa = condition_number(sigma)
         records.append(
             LayerRecord(
                 layer.name,
                 layer.kind,
                 layer.dense_shape,
-                "matrix",
-                rank=len(sigma),
-                relative_error=float(torch.linalg.matrix_norm(weight - low_rank_matrix(module))) / dense_norm,
+                layer.scheme,
+                ranks=layer.ranks if layer.scheme != "matrix" else (_rank(module),),
+                parameters=sum(factor.numel() for factor in module.parameters() if factor.ndim > 1),
+                relative_error=float(torch.linalg.vector_norm(weight - dense_weight(module))) / dense_norm,
                 sigma_max=float(sigma[0]),
                 sigma_min=float(sigma[-1]),
                 kappa=kappa if math.isfinite(kappa) else None,  # JSON has no infinity
@@ -64,8 +74,8 @@ def condition_numbers(model: nn.Module) -> dict[str, float]:
     return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}
 
 
-def _spectrum(layer: LowRankLinear | LowRankConv2d) -> Float[Tensor, "r"]:
-    """Returns the r singular values of expand·reduce in float64, from the triangles of both factors."""
-    expand = torch.linalg.qr(layer.expand.weight.detach().double().flatten(1)).R
-    reduce = torch.linalg.qr(layer.reduce.weight.detach().double().flatten(1).T).R
-    return torch.linalg.svdvals(expand @ reduce.T)
+def _rank(layer: LowRankLayer) -> int:
+    """Returns the rank of a layer in the matrix form, which fine-tuning may have changed, per group."""
+    assert isinstance(layer, LowRankLinear | MatrixConv)  # see above
+    rows = layer.reduce.weight.shape[1 if getattr(layer, "transposed", False) else 0]
+    return rows if isinstance(layer, LowRankLinear) or layer.transposed else rows // layer.groups

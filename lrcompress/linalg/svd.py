@@ -1,10 +1,13 @@
-"""Truncated singular value decompositions: of a layer's weight matrix, and of the small core during training."""
+"""Truncated singular value decompositions: of a layer's weight matrices, and of the small core during training."""
 
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# From this side length on a Gram matrix is computed in blocks, and those below the diagonal are copied.
+BLOCKED = 512
 
 
 class Factors(NamedTuple):
@@ -15,21 +18,53 @@ class Factors(NamedTuple):
     V: Float[Tensor, "n r"]
 
 
-def singular_values(
-    weight: Float[Tensor, "m n"], *, output_gram: Float[Tensor, "m m"] | None = None
-) -> Float[Tensor, "k"]:
-    """Returns the min(m, n) singular values in float64, in descending order.
+class PrincipalBasis(NamedTuple):
+    """The directions of one side of a matrix in the order of what they carry.
 
-    They are square roots of the eigenvalues of the float64 Gram matrix of the shorter side: good to about 1e-8·σ₁, at
-    a fraction of the time of a full decomposition.
+    Attributes:
+        energies: squared singular values in float64, in descending order, min(m, n) of them.
+        basis: orthonormal columns, those of the output side (m rows) or of the input side (n rows).
+        of_outputs: which side.
+    """
+
+    energies: Float[Tensor, "k"]
+    basis: Float[Tensor, "s k"]
+    of_outputs: bool
+
+
+def principal_basis(weight: Float[Tensor, "m n"], *, output_gram: Float[Tensor, "m m"] | None = None) -> PrincipalBasis:
+    """Returns the singular values and the singular vectors of the shorter side.
+
+    Both come from the eigendecomposition of the float64 Gram matrix of that side: the values are good to about
+    1e-8·σ₁, the vectors orthonormal however small the values are, at a fraction of the time of a full decomposition.
 
     Args:
         weight: the matrix W, of any floating-point type.
-        output_gram: W C Wᵀ for inputs with second moment C, see `damped_output_gram`: the values are then those of
-            W C^{1/2}.
+        output_gram: W C Wᵀ for inputs with second moment C, see `damped_output_gram`: values and vectors are then
+            those of W C^{1/2}, on the output side.
     """
-    gram = _gram(weight) if output_gram is None else output_gram.double()
-    return torch.linalg.eigvalsh(gram).clamp_min(0).flip(0).sqrt()[: min(weight.shape)]
+    of_outputs = output_gram is not None or weight.shape[0] <= weight.shape[1]
+    side = weight if of_outputs else weight.T
+    values, vectors = torch.linalg.eigh(gram(side) if output_gram is None else output_gram.double())
+    count = min(weight.shape)
+    return PrincipalBasis(values.clamp_min(0).flip(0)[:count], vectors.flip(1)[:, :count], of_outputs)
+
+
+def two_factors(
+    weight: Float[Tensor, "m n"], basis: Float[Tensor, "s r"], *, of_outputs: bool
+) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]]:
+    """Returns (expand, reduce) whose product is the projection of `weight` onto an orthonormal basis of one side.
+
+    Computed in the weight's type: one product, whose rounding is that of the weight itself.
+    """
+    basis = basis.to(weight.dtype)
+    return (basis, basis.T @ weight) if of_outputs else (weight @ basis, basis.T)
+
+
+def singular_values(weight: Float[Tensor, "m n"]) -> Float[Tensor, "k"]:
+    """Returns the min(m, n) singular values in float64, in descending order, good to about 1e-8·σ₁."""
+    side = weight if weight.shape[0] <= weight.shape[1] else weight.T
+    return torch.linalg.eigvalsh(gram(side)).clamp_min(0).flip(0).sqrt()
 
 
 def damped_output_gram(
@@ -45,7 +80,7 @@ def damped_output_gram(
         weight: W.
         damping: positive.
     """
-    own = weight.double() @ weight.double().T
+    own = gram(weight)
     sampled, trace = output_gram.double(), output_gram.double().trace()
     return sampled / torch.where(trace > 0, trace, 1.0) + damping * own / own.trace()
 
@@ -59,11 +94,14 @@ def truncation_rank(sigma: Float[Tensor, "k"], tol: float) -> int:
 
     Source: Schotthöfer et al. 2025, truncation step; here `tol`, theirs τ.
     """
-    squares = sigma.double().square()
-    # tails[r] is the sum over i > r, summed from the smallest value up to lose nothing to rounding.
-    tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
+    tails = tail_energies(sigma.double().square())
     # Not <: an all-zero matrix has tails and a bound of zero.
     return int((tails <= tol**2 * tails[0]).nonzero()[0])
+
+
+def tail_energies(energies: Float[Tensor, "k"]) -> Float[Tensor, "k1"]:
+    """Returns Σ_{i>r} of the energies for r = 0 … k, summed from the last one up, to lose nothing to rounding."""
+    return torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
 
 
 def truncated_svd(
@@ -71,8 +109,8 @@ def truncated_svd(
 ) -> Factors:
     """Returns the best approximation of `rank`, as float64 factors.
 
-    The basis of the shorter side comes from the eigenvectors of the Gram matrix, the other one from a QR decomposition
-    of the projected weight. Both are orthonormal to rounding, and U S Vᵀ is the exact projection of `weight` onto the
+    The basis of one side is the `principal_basis`, that of the other side comes from a QR decomposition of the
+    projected weight. Both are orthonormal to rounding, and U S Vᵀ is the exact projection of `weight` onto the
     first basis, however small the singular values are; at full rank it is `weight` itself.
 
     Args:
@@ -88,9 +126,9 @@ def truncated_svd(
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank must be in [1, {min(m, n)}] for a {m}x{n} matrix, got {rank}")
     matrix = weight.double()
-    _, vectors = torch.linalg.eigh(_gram(weight) if output_gram is None else output_gram.double())
-    leading = vectors[:, -rank:].flip(1)
-    if m <= n or output_gram is not None:
+    principal = principal_basis(weight, output_gram=output_gram)
+    leading = principal.basis[:, :rank]
+    if principal.of_outputs:
         V, core = torch.linalg.qr(matrix.T @ leading)
         return Factors(leading, core.T.contiguous(), V)
     U, core = torch.linalg.qr(matrix @ leading)
@@ -110,6 +148,16 @@ def truncate_core(
     return P[:, :rank].to(dtype), sigma[:rank].to(dtype), Qt[:rank].T.to(dtype)
 
 
-def _gram(weight: Float[Tensor, "m n"]) -> Float[Tensor, "k k"]:
-    matrix = weight.double()
-    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+def gram(matrix: Float[Tensor, "k l"]) -> Float[Tensor, "k k"]:
+    """Returns the Gram matrix of the rows in float64; what is below the diagonal is not computed a second time."""
+    rows = matrix.double()
+    count = rows.shape[0]
+    if count < BLOCKED:
+        return rows @ rows.T
+    result = rows.new_empty(count, count)
+    step = -(-count // 4)
+    for start in range(0, count, step):
+        block = rows[start : start + step] @ rows[start:].T
+        result[start : start + step, start:] = block
+        result[start:, start : start + step] = block.T
+    return result

@@ -9,6 +9,6 @@ def unfold_kernel(kernel: Float[Tensor, "o i kh kw"]) -> Float[Tensor, "o ikk"]:
     return kernel.flatten(1)
 
 
-def fold_kernel(matrix: Float[Tensor, "o ikk"], kernel_size: tuple[int, int]) -> Float[Tensor, "o i kh kw"]:
+def fold_kernel(matrix: Float[Tensor, "o ikk"], kernel_size: tuple[int, ...]) -> Float[Tensor, "o i kh kw"]:
     """Returns the kernel whose unfolding is `matrix`."""
     return matrix.unflatten(1, (-1, *kernel_size))

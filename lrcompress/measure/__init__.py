@@ -2,7 +2,7 @@
 
 from lrcompress.measure.accuracy import measure_accuracy, predict_correct
 from lrcompress.measure.latency import LatencyRatio, measure_latency
-from lrcompress.measure.size import count_macs, count_parameters, tensor_bytes
+from lrcompress.measure.size import count_macs, count_parameters, run_without_values, tensor_bytes
 
 __all__ = [
     "LatencyRatio",
@@ -11,5 +11,6 @@ __all__ = [
     "measure_accuracy",
     "measure_latency",
     "predict_correct",
+    "run_without_values",
     "tensor_bytes",
 ]

@@ -1,8 +1,15 @@
 """Parameters, bytes and multiply-accumulate operations of a whole model, biases and norms included."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from lrcompress.nn import meta_twin
+
+T = TypeVar("T")
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -27,8 +34,36 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         model: takes images of the given size.
         input_size: (channels, height, width).
     """
+
+    def count(network: nn.Module, image: Tensor) -> int:
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+        return int(counter.get_total_flops()) // 2
+
+    return run_without_values(model, input_size, count)
+
+
+def run_without_values(model: nn.Module, input_size: tuple[int, int, int], run: Callable[[nn.Module, Tensor], T]) -> T:
+    """Returns what `run` finds in a forward pass of one image, in eval mode and without gradients.
+
+    The pass is made on the meta device: it reads no weight and computes nothing. It also shows every product of an
+    attention, where the processor would use a fused kernel that torch's counter does not know. A network whose code
+    needs values runs with them.
+
+    Args:
+        model: takes images of the given size; not changed.
+        input_size: (channels, height, width).
+        run: is given the network and the image.
+    """
     parameter = next(model.parameters())
-    image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return int(counter.get_total_flops()) // 2
+    with torch.no_grad():
+        try:
+            image = torch.zeros(1, *input_size, device="meta", dtype=parameter.dtype)
+            return run(meta_twin(model).eval(), image)
+        except Exception:  # whatever a network's own code raises without values: with values it is told
+            was_training = model.training
+            try:
+                image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+                return run(model.eval(), image)
+            finally:
+                model.train(was_training)

@@ -2,6 +2,7 @@
 
 from lrcompress.models.architecture import (
     Architecture,
+    assign_tensors_,
     build_model,
     default_preprocessing,
     is_custom_name,
@@ -18,6 +19,7 @@ __all__ = [
     "HubFile",
     "PixelModel",
     "Preprocessing",
+    "assign_tensors_",
     "build_model",
     "default_preprocessing",
     "fetch",

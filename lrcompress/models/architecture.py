@@ -4,17 +4,18 @@ A name is `timm/NAME`, `torchvision/NAME`, a bare NAME (timm's if timm knows it,
 `package.module:factory` / `file.py:factory` for one's own network.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.errors import ArchitectureError
 from lrcompress.models.preprocessing import Preprocessing
@@ -105,8 +106,13 @@ def parse_name(name: str, arguments: Mapping[str, Any] | None = None) -> Archite
     )
 
 
-def build_model(architecture: Architecture) -> nn.Module:
+def build_model(architecture: Architecture, *, without_weights: bool = False) -> nn.Module:
     """Returns the network with initial weights, in eval mode.
+
+    Args:
+        architecture: which one.
+        without_weights: leave its parameters on the meta device, where they need neither memory nor time; buffers are
+            real, since some are computed and stored nowhere. One's own networks are always built whole.
 
     Raises:
         ArchitectureError: if the factory does not exist or refuses its arguments.
@@ -124,7 +130,8 @@ def build_model(architecture: Architecture) -> nn.Module:
             hint=f"similar names: {', '.join(nearest_names(architecture.name)) or 'none'}",
         )
     try:
-        model = _BUILDERS[architecture.framework](architecture.name, dict(architecture.arguments))
+        with _parameters_on_meta() if without_weights and known is not None else contextlib.nullcontext():
+            model = _BUILDERS[architecture.framework](architecture.name, dict(architecture.arguments))
     except ArchitectureError:
         raise
     # A factory may raise anything on arguments it does not take.
@@ -136,6 +143,40 @@ def build_model(architecture: Architecture) -> nn.Module:
             hint="check --arch and --arch-arg KEY=VALUE",
         ) from error
     return model.eval()
+
+
+def assign_tensors_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Makes the tensors the model's, without copying them; parameters that are one stay one.
+
+    Args:
+        model: changed in place.
+        tensors: one for each name in the state dict, of its shape.
+    """
+    tied: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+    model.load_state_dict(tensors, strict=True, assign=True)
+    for first, *others in tied.values():
+        for name in others:
+            parent, _, key = name.rpartition(".")
+            setattr(model.get_submodule(parent), key, model.get_parameter(first))
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Moves every parameter to the meta device as soon as a module registers it."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
 
 
 def default_preprocessing(architecture: Architecture, model: nn.Module) -> Preprocessing:
@@ -191,15 +232,8 @@ def _change_input_channels_(model: nn.Module, channels: int) -> None:
     """Gives the first convolution another number of input channels; torchvision has no argument for it."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            geometry = ConvGeometry.of(module)
-            replacement = nn.Conv2d(
-                channels,
-                module.out_channels,
-                geometry.kernel_size,
-                stride=geometry.stride,
-                padding=geometry.padding,
-                bias=module.bias is not None,
-            )
+            bias = module.bias is not None
+            replacement = ConvGeometry.of(module).make(channels, module.out_channels, bias=bias)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, replacement)
             return

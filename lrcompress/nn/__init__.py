@@ -1,6 +1,13 @@
-"""Low-rank layers: the two-factor form that is shipped, and the three-factor form that is trained."""
+"""Low-rank layers, what they stand in for, and how they get into a model."""
 
-from lrcompress.nn.convert import dense_matrix, factored_from_dense, is_matrix_layer, low_rank_like, low_rank_matrix
+from lrcompress.nn.attention import (
+    CalledMultiheadAttention,
+    CalledWindowAttention,
+    can_stand_in,
+    expose_,
+    parents_to_expose,
+)
+from lrcompress.nn.convert import factored_from_dense, is_trainable
 from lrcompress.nn.factored import (
     FactoredConv2d,
     FactoredLayer,
@@ -8,23 +15,59 @@ from lrcompress.nn.factored import (
     count_shipped_parameters,
     factored_layers,
 )
-from lrcompress.nn.geometry import ConvGeometry
-from lrcompress.nn.lowrank import LowRankConv2d, LowRankLinear
-from lrcompress.nn.replace import replace_module_
+from lrcompress.nn.geometry import CONVOLUTIONS, ConvGeometry, Convolution, SameConv2d
+from lrcompress.nn.lowrank import (
+    LowRankConv,
+    LowRankLayer,
+    LowRankLinear,
+    MatrixConv,
+    SpatialConv,
+    SplitLowRankLinear,
+    TuckerConv,
+    dense_weight,
+)
+from lrcompress.nn.plain import (
+    PlainLayer,
+    is_depthwise,
+    is_weight_layer,
+    plain_layer,
+    weight_from_matrices,
+    weight_matrices,
+)
+from lrcompress.nn.replace import meta_twin, replace_module_, twin
 
 __all__ = [
+    "CONVOLUTIONS",
+    "CalledMultiheadAttention",
+    "CalledWindowAttention",
     "ConvGeometry",
+    "Convolution",
     "FactoredConv2d",
     "FactoredLayer",
     "FactoredLinear",
-    "LowRankConv2d",
+    "LowRankConv",
+    "LowRankLayer",
     "LowRankLinear",
+    "MatrixConv",
+    "PlainLayer",
+    "SameConv2d",
+    "SpatialConv",
+    "SplitLowRankLinear",
+    "TuckerConv",
+    "can_stand_in",
     "count_shipped_parameters",
-    "dense_matrix",
+    "dense_weight",
+    "expose_",
     "factored_from_dense",
     "factored_layers",
-    "is_matrix_layer",
-    "low_rank_like",
-    "low_rank_matrix",
+    "is_depthwise",
+    "is_trainable",
+    "is_weight_layer",
+    "meta_twin",
+    "parents_to_expose",
+    "plain_layer",
     "replace_module_",
+    "twin",
+    "weight_from_matrices",
+    "weight_matrices",
 ]

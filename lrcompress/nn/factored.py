@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lrcompress.linalg import Factors, fold_kernel
 from lrcompress.nn.geometry import ConvGeometry
-from lrcompress.nn.lowrank import LowRankConv2d, LowRankLinear
+from lrcompress.nn.lowrank import LowRankLinear, MatrixConv
 
 
 class FactoredLayer(nn.Module, ABC):
@@ -57,11 +57,11 @@ class FactoredLayer(nn.Module, ABC):
         self.V.requires_grad_(wanted)
 
     @abstractmethod
-    def _shipped(self) -> LowRankLinear | LowRankConv2d:
+    def _shipped(self) -> LowRankLinear | MatrixConv:
         """Returns a two-factor layer of this shape and rank, its values not yet set."""
 
     @torch.no_grad()
-    def fold(self) -> LowRankLinear | LowRankConv2d:
+    def fold(self) -> LowRankLinear | MatrixConv:
         """Returns the layer in the form that is shipped: Vᵀ as `reduce`, U S as `expand`."""
         layer = self._shipped()
         U, S, V = self.factors()
@@ -119,8 +119,8 @@ class FactoredConv2d(FactoredLayer):
         reduced = self.geometry.conv2d(x, fold_kernel(self.V.T, self.geometry.kernel_size))
         return F.conv2d(F.conv2d(reduced, self.S[:, :, None, None]), self.U[:, :, None, None], self.bias)
 
-    def _shipped(self) -> LowRankConv2d:
-        return LowRankConv2d(
+    def _shipped(self) -> MatrixConv:
+        return MatrixConv(
             self.in_channels,
             self.out_channels,
             self.rank,

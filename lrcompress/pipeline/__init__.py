@@ -4,12 +4,13 @@ from lrcompress.pipeline.baseline import find_baseline
 from lrcompress.pipeline.compression import CompressOptions, compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import plan_loaded
+from lrcompress.pipeline.planning import LayerOptions, plan_loaded
 from lrcompress.pipeline.search import MaxDrop
 
 __all__ = [
     "CompressOptions",
     "EvaluateOptions",
+    "LayerOptions",
     "MaxDrop",
     "Observer",
     "compress",

@@ -22,14 +22,23 @@ from lrcompress.checkpoint import LoadedModel, LoadOptions, find_weights, load_c
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import DlrtOptions, FineTuning, fine_tune_
 from lrcompress.errors import OptionError, OutputError
-from lrcompress.factorize import condition_numbers, describe_layers, factorize, fold_
+from lrcompress.factorize import condition_numbers, describe_layers, factorize, factorize_for_training, fold_
 from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import OutputGrams, calibrate_loaded, plan_loaded
+from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, plan_loaded
 from lrcompress.pipeline.search import MaxDrop
-from lrcompress.plan import Calibration, CompressionPlan, LayerRecord, RankPolicy, TrainingStart, check_plan
+from lrcompress.plan import (
+    Calibration,
+    CompressionPlan,
+    Decomposer,
+    LayerRecord,
+    RankPolicy,
+    TrainingStart,
+    check_plan,
+    find_layers,
+)
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
@@ -46,13 +55,9 @@ class CompressOptions:
         training: settings of DLRT, whose tolerance and largest rank choose the ranks; None does not fine-tune.
         samples: largest number of test images for the report; None takes all.
         seed: of the choice of these images.
-        include_first: factorise the first layer too.
-        include_classifier: factorise the classifier too.
-        exclude: patterns of the names of layers that stay dense.
-        layer_ranks: ranks by patterns of names, instead of the policy's.
+        layers: which layers are factorised, and how; without effect on a plan, which says so itself.
         calibration: the images whose activations are the metric of the truncation; None truncates the weights alone.
             A plan brings its own.
-        allow_zero_layers: leave all-zero layers dense instead of refusing them.
         device: where to compute.
         overwrite: whether existing outputs may be replaced.
         command: what the user typed, for the report.
@@ -65,12 +70,8 @@ class CompressOptions:
     training: DlrtOptions | None = None
     samples: int | None = None
     seed: int = 0
-    include_first: bool = False
-    include_classifier: bool = False
-    exclude: tuple[str, ...] = ()
-    layer_ranks: Mapping[str, int] | None = None
+    layers: LayerOptions = field(default_factory=LayerOptions)
     calibration: Calibration | None = None
-    allow_zero_layers: bool = False
     device: str = "cpu"
     overwrite: bool = False
     command: str = "lrcompress.compress(…)"
@@ -81,13 +82,18 @@ class CompressOptions:
                 "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
                 hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=DlrtOptions(…)",
             )
-        if self.plan is not None and (self.calibration is not None or self.exclude or self.layer_ranks):
+        if self.plan is not None and (self.calibration is not None or self.layers != LayerOptions()):
             raise OptionError(
-                "a plan brings its own calibration, ranks and dense layers",
+                "a plan brings its own calibration, schemes, ranks and dense layers",
                 hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
             )
         if self.training is not None and self.data is None:
             raise OptionError("fine-tuning needs images", hint="--data DIR")
+        schemes = {self.layers.scheme, *self.layers.layer_schemes.values()}
+        if self.training is not None and not schemes <= {"auto", "matrix"}:
+            raise OptionError(
+                "fine-tuning trains the matrix form only, in this version", hint="--scheme matrix, or --epochs 0"
+            )
 
 
 def compress(
@@ -113,18 +119,20 @@ def compress(
     loaded = load_checkpoint(source, options.load)
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
-    plan, output_grams = _plan(loaded, options, observer)
+    plan, decomposer = _plan(loaded, options, observer)
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
-    model = factorize(loaded.model, plan, output_grams=output_grams)
-    start_kappas = condition_numbers(model)
-    tuning = None
+    tuning, start_kappas = None, {}
     if train is not None and options.training is not None and plan.factorized():
+        model = factorize_for_training(loaded.model, plan, decomposer=decomposer)
+        start_kappas = condition_numbers(model)
         observer.on_stage(f"fine-tuning on {train.description}")
         tuning = _fine_tune_(model, loaded, train, options.training, options.device, observer)
-    fold_(model)
+        fold_(model)
+    else:
+        model = factorize(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
     round_weights_(model, loaded.dtype)
 
-    layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas if tuning else {})
+    layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas)
     manifest = _describe(loaded, model, layers, _recipe(plan, options, tuning), test)
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
@@ -133,7 +141,7 @@ def compress(
     report = build_report(
         packed.manifest,
         artifact=path,
-        artifact_bytes=len(packed.content),
+        artifact_bytes=packed.size,
         artifact_sha256=packed.sha256,
         training_log=[asdict(entry) for entry in tuning.log] if tuning else None,
         latency=measure_latency(baseline, compressed, loaded.preprocessing.input_size),
@@ -156,17 +164,18 @@ def compress(
     return report
 
 
-def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, OutputGrams]:
-    """Returns the plan that was given, once it is known to fit, or makes one; and the metric of its truncations."""
+def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, Decomposer]:
+    """Returns the plan that was given, once it is known to fit, or makes one; and the decomposer of its layers."""
     if options.plan is not None:
         size, sha256 = loaded.preprocessing.input_size, loaded.source.sha256
-        check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
-        calibration = options.plan.calibration
-        if calibration is None:
-            return options.plan, {}
-        observer.on_stage(f"calibrating with images of {calibration.data}")
-        layers = options.plan.factorized().keys()
-        return options.plan, calibrate_loaded(loaded, calibration, layers, device=options.device)
+        plan = check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
+        if plan.calibration is None:
+            return plan, Decomposer()
+        observer.on_stage(f"calibrating with images of {plan.calibration.data}")
+        planned = plan.factorized()
+        candidates = find_layers(loaded.model, size, include_first=True, include_classifier=True)
+        wanted = [one for one in candidates if one.name in planned]
+        return plan, Decomposer(calibrate_loaded(loaded, plan.calibration, wanted, device=options.device))
     policy = options.policy
     if options.training is not None:
         policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
@@ -174,11 +183,7 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
     return plan_loaded(
         loaded,
         policy,
-        include_first=options.include_first,
-        include_classifier=options.include_classifier,
-        exclude=options.exclude,
-        layer_ranks=options.layer_ranks,
-        allow_zero_layers=options.allow_zero_layers,
+        options.layers,
         calibration=options.calibration,
         data=options.data,
         device=options.device,
@@ -233,7 +238,7 @@ def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning 
     policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
     guaranteed = options.policy.guaranteed_tol() if isinstance(options.policy, RankPolicy) else None
     # A calibrated truncation promises an error of the outputs for its images, not of the weights.
-    if plan.calibration is not None or options.layer_ranks:
+    if plan.calibration is not None or options.layers.layer_ranks:
         guaranteed = None
     recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
     if plan.calibration is not None:

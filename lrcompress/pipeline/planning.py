@@ -1,29 +1,87 @@
 """From checkpoint to plan."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lrcompress.checkpoint import LoadedModel
 from lrcompress.data import iterate_batches, random_subset
 from lrcompress.errors import DataError, OptionError
-from lrcompress.factorize import factorize, fold_
+from lrcompress.factorize import factorize
 from lrcompress.measure import count_parameters, measure_accuracy
 from lrcompress.models import PixelModel
+from lrcompress.nn import expose_, twin
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.search import Evaluation, MaxDrop, search_budget
-from lrcompress.plan import Calibration, CompressionPlan, RankPolicy, find_layers, make_plan, output_grams
+from lrcompress.plan import (
+    Calibration,
+    Candidate,
+    CompressionPlan,
+    Decomposer,
+    RankPolicy,
+    TrainingStart,
+    find_layers,
+    make_plan,
+    measure_metrics,
+)
+from lrcompress.plan.layers import match_layers
+from lrcompress.schemes import Metric, find_scheme
 
 DEFAULT_CALIBRATION_IMAGES = 256
-OutputGrams = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """Which layers are factorised, and how, whatever chooses their ranks.
+
+    Attributes:
+        scheme: "auto" for whatever costs least at equal error, or "matrix", "spatial", "tucker2", "split": that scheme
+            where it fits, the matrix form elsewhere.
+        round_ranks: ranks are multiples of this, or full.
+        include_first: factorise the first layer too.
+        include_classifier: factorise the classifier too.
+        exclude: patterns of the names of layers that stay dense.
+        layer_ranks: ranks by patterns of names, instead of the policy's.
+        layer_schemes: schemes by patterns of names.
+        allow_zero_layers: leave all-zero layers dense instead of refusing them.
+
+    Raises:
+        OptionError: if a value is out of range.
+    """
+
+    scheme: str = "auto"
+    round_ranks: int = 1
+    include_first: bool = False
+    include_classifier: bool = False
+    exclude: tuple[str, ...] = ()
+    layer_ranks: Mapping[str, int] = field(default_factory=dict)
+    layer_schemes: Mapping[str, str] = field(default_factory=dict)
+    allow_zero_layers: bool = False
+
+    def __post_init__(self) -> None:
+        for scheme in (self.scheme, *self.layer_schemes.values()):
+            if scheme != "auto":
+                find_scheme(scheme)
+        if self.round_ranks < 1:
+            raise OptionError(f"--round-ranks must be at least 1, got {self.round_ranks}", hint="--round-ranks 8")
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what differs from the default and from what the layers' records say, as JSON types."""
+        given = {
+            "scheme": self.scheme if self.scheme != "auto" else None,
+            "round_ranks": self.round_ranks if self.round_ranks > 1 else None,
+            "layer_schemes": dict(self.layer_schemes) or None,
+        }
+        return {key: value for key, value in given.items() if value is not None}
 
 
 def calibrate_loaded(
-    loaded: LoadedModel, calibration: Calibration, layers: Collection[str], *, device: str = "cpu"
-) -> OutputGrams:
+    loaded: LoadedModel, calibration: Calibration, candidates: Sequence[Candidate], *, device: str = "cpu"
+) -> dict[str, Metric]:
     """Returns the metric of the truncation of each layer, from images of the training split.
 
     Raises:
@@ -36,65 +94,77 @@ def calibrate_loaded(
             hint=f"--calibration-images {len(images)}",
         )
     chosen = random_subset(images, calibration.images or DEFAULT_CALIBRATION_IMAGES, seed=calibration.seed)
-    model = PixelModel(loaded.model, loaded.preprocessing).to(device)
+    exposed = expose_(twin(loaded.model))
+    pixel_model = PixelModel(exposed, loaded.preprocessing).to(device)
     batches = (pixels.to(device) for pixels, _ in iterate_batches(chosen, batch_size=32))
-    grams = output_grams(model, [f"network.{name}" for name in layers], batches)
-    model.to("cpu")
-    return {name.removeprefix("network."): gram for name, gram in grams.items()}
+    wanted = {candidate.name: candidate for candidate in candidates}
+    metrics = measure_metrics(exposed, wanted, batches, images=len(chosen), network=pixel_model)
+    loaded.model.to("cpu")
+    return metrics
 
 
 def plan_loaded(
     loaded: LoadedModel,
     policy: RankPolicy | MaxDrop,
+    layers: LayerOptions | None = None,
     *,
-    include_first: bool = False,
-    include_classifier: bool = False,
-    exclude: Sequence[str] = (),
-    layer_ranks: Mapping[str, int] | None = None,
-    allow_zero_layers: bool = False,
     calibration: Calibration | None = None,
     data: str | None = None,
     device: str = "cpu",
     observer: Observer | None = None,
-) -> tuple[CompressionPlan, OutputGrams]:
-    """Returns what a policy would do with a checkpoint's network, which stays as it is, and the metric of its errors.
+) -> tuple[CompressionPlan, Decomposer]:
+    """Returns what a policy would do with a checkpoint's network, which stays as it is, and with which decompositions.
 
-    The plan knows its checkpoint, and is executed on no other one. See `make_plan`; without a calibration the metric
-    is empty. A `MaxDrop` is searched with the training images of `data`.
+    The plan knows its checkpoint, and is executed on no other one. See `make_plan`. A `MaxDrop` is searched with the
+    training images of `data`.
     """
-    observer = observer or Observer()
-    size, grams = loaded.preprocessing.input_size, {}
+    observer, layers = observer or Observer(), layers or LayerOptions()
+    size = loaded.preprocessing.input_size
+    find = functools.partial(
+        find_layers,
+        loaded.model,
+        size,
+        include_first=layers.include_first,
+        include_classifier=layers.include_classifier,
+        exclude=layers.exclude,
+    )
+    metrics: dict[str, Metric] = {}
     if calibration is not None:
-        candidates = find_layers(
-            loaded.model, size, include_first=include_first, include_classifier=include_classifier, exclude=exclude
-        )
         observer.on_stage(f"calibrating with images of {calibration.data}")
-        names = [candidate.name for candidate in candidates if not candidate.reason]
-        grams = calibrate_loaded(loaded, calibration, names, device=device)
+        metrics = calibrate_loaded(loaded, calibration, [one for one in find() if not one.reason], device=device)
+    by_layer: dict[str, str] = {}
+    if layers.layer_schemes:
+        names = [one.name for one in find() if not one.reason]
+        for pattern, scheme in layers.layer_schemes.items():
+            by_layer |= dict.fromkeys(match_layers(pattern, names), find_scheme(scheme).name)
+    # DLRT trains the matrix form.
+    wanted = "matrix" if isinstance(policy, TrainingStart) else layers.scheme
+    decomposer = Decomposer(metrics, wanted, by_layer, layers.round_ranks, observer.on_layer)
     observer.on_stage("planning")
     make = functools.partial(
         make_plan,
         loaded.model,
         input_size=size,
-        include_first=include_first,
-        include_classifier=include_classifier,
-        exclude=exclude,
-        layer_ranks=layer_ranks,
-        allow_zero_layers=allow_zero_layers,
-        output_grams=grams,
+        include_first=layers.include_first,
+        include_classifier=layers.include_classifier,
+        exclude=layers.exclude,
+        layer_ranks=layers.layer_ranks,
+        allow_zero_layers=layers.allow_zero_layers,
+        decomposer=decomposer,
     )
     if isinstance(policy, MaxDrop):
-        plan = _search(loaded, policy, make, grams, data=data, device=device, observer=observer)
+        plan = _search(loaded, policy, make, decomposer, data=data, device=device, observer=observer)
     else:
         plan = make(policy)
-    return replace(plan, source_sha256=loaded.source.sha256, calibration=calibration), grams
+    described = {**plan.policy, **layers.describe()}
+    return replace(plan, policy=described, source_sha256=loaded.source.sha256, calibration=calibration), decomposer
 
 
 def _search(
     loaded: LoadedModel,
     target: MaxDrop,
     make: Callable[[RankPolicy], CompressionPlan],
-    grams: OutputGrams,
+    decomposer: Decomposer,
     *,
     data: str | None,
     device: str,
@@ -127,6 +197,6 @@ def _search(
         parameters=count_parameters(loaded.model),
         dense_accuracy=dense_accuracy,
         make=make,
-        accuracy_of=lambda plan: accuracy_of(fold_(factorize(loaded.model, plan, output_grams=grams))),
+        accuracy_of=lambda plan: accuracy_of(factorize(loaded.model, plan, decomposer=decomposer)),
         on_evaluation=tell,
     )

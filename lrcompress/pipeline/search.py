@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from lrcompress.errors import OptionError
-from lrcompress.plan import Budget, CompressionPlan, RankPolicy, UniformRank
+from lrcompress.plan import Budget, CompressionPlan, RankPolicy, Smallest
 
 EVALUATIONS = 8
 ROUNDING = 1e-9  # points; accuracies are counts divided by counts, and 94.45 − 93.95 is not 0.5 to the last bit
@@ -79,8 +79,8 @@ def search_budget(
     Raises:
         OptionError: if no smaller model was found that keeps the accuracy.
     """
-    low, high = 1 - make(UniformRank(1)).removed_parameters() / parameters, 1.0
-    if low == high:
+    low, high = 1 - make(Smallest()).removed_parameters() / parameters, 1.0
+    if low >= high:
         raise OptionError(
             "no layer can be made smaller", hint="`lrcompress plan` names the reasons; see --include-classifier"
         )

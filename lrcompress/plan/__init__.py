@@ -1,7 +1,9 @@
 """Stage 2: a dense model becomes a `CompressionPlan`, the stages' common language."""
 
-from lrcompress.plan.calibrate import output_grams
+from lrcompress.plan.calibrate import measure_metrics
 from lrcompress.plan.check import check_plan
+from lrcompress.plan.choices import Choices, Option
+from lrcompress.plan.decompose import Decomposer
 from lrcompress.plan.layers import Candidate, find_layers
 from lrcompress.plan.make import make_plan
 from lrcompress.plan.plan import Calibration, CompressionPlan, LayerPlan, LayerRecord
@@ -10,7 +12,7 @@ from lrcompress.plan.policy import (
     Energy,
     FullRank,
     RankPolicy,
-    Spectrum,
+    Smallest,
     Tolerance,
     TrainingStart,
     UniformRank,
@@ -21,13 +23,16 @@ __all__ = [
     "Budget",
     "Calibration",
     "Candidate",
+    "Choices",
     "CompressionPlan",
+    "Decomposer",
     "Energy",
     "FullRank",
     "LayerPlan",
     "LayerRecord",
+    "Option",
     "RankPolicy",
-    "Spectrum",
+    "Smallest",
     "Tolerance",
     "TrainingStart",
     "UniformRank",
@@ -35,5 +40,5 @@ __all__ = [
     "check_plan",
     "find_layers",
     "make_plan",
-    "output_grams",
+    "measure_metrics",
 ]

@@ -1,10 +1,12 @@
 """Divides one budget among all layers, so that the sum of their squared relative errors becomes smallest."""
 
-import heapq
+import bisect
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -13,30 +15,28 @@ class Allocation:
     """What a layer can be given.
 
     Attributes:
-        squared_errors: ‖W − W_r‖²/‖W‖² of ranks 1 … u, the ranks that cost less than leaving the layer dense; convex,
-            because singular values descend.
-        cost_per_rank: of each rank.
+        costs: of the options that cost less than leaving the layer dense, in any order.
+        squared_errors: ‖W − W_r‖²/‖W‖² of the same options.
         dense_cost: of leaving the layer as it is, without an error.
     """
 
-    squared_errors: Float[Tensor, "u"]
-    cost_per_rank: int
+    costs: Int[Tensor, "k"]
+    squared_errors: Float[Tensor, "k"]
     dense_cost: int
 
     @property
     def smallest_cost(self) -> int:
-        """The cost of rank 1, or of the dense layer where no rank costs less."""
-        return self.cost_per_rank if len(self.squared_errors) else self.dense_cost
+        """The cost of the cheapest option, or of the dense layer where none costs less."""
+        return int(self.costs.min()) if len(self.costs) else self.dense_cost
 
 
-def allocate(layers: Mapping[str, Allocation], budget: int) -> dict[str, int]:
-    """Returns the rank of every layer, 0 for one that is left dense.
+def allocate(layers: Mapping[str, Allocation], budget: int) -> dict[str, int | None]:
+    """Returns the index of every layer's option, None for a layer that is left dense.
 
-    Every layer starts at its smallest cost. Then the step that removes most error for its cost is taken, again and
-    again: one rank more, or from some rank on the step to the dense layer, which removes all error that is left. Along
-    the lower convex hull of each layer's costs and errors these steps come in descending order of their worth, so the
-    result is optimal for the cost it has. What is left of the budget when the next step does not fit, less than that
-    step costs, is filled with the best of the steps that do.
+    Every layer starts at its cheapest option. Then the step that removes most error for its cost is taken, again and
+    again. Along the lower convex hull of each layer's costs and errors, whose last point is the dense layer, these
+    steps come in descending order of their worth, so the result is optimal for the cost it has. What is left of the
+    budget when the next step does not fit is filled with the steps off the hull that remove most error.
 
     Args:
         layers: by name.
@@ -48,42 +48,65 @@ def allocate(layers: Mapping[str, Allocation], budget: int) -> dict[str, int]:
     left = budget - sum(layer.smallest_cost for layer in layers.values())
     if left < 0:
         raise ValueError(f"a budget of {budget} is {-left} too small")
-    ranks = {name: 1 if len(layer.squared_errors) else 0 for name, layer in layers.items()}
-    for along_hull in (True, False):
-        left = _take_steps(layers, ranks, left, along_hull=along_hull)
-    return ranks
-
-
-def _take_steps(layers: Mapping[str, Allocation], ranks: dict[str, int], left: int, *, along_hull: bool) -> int:
-    """Takes steps in the order of their worth, changes `ranks`, and returns what is left of the budget.
-
-    Along the hull a layer offers the worthiest of its steps only, and the first one that does not fit is the end;
-    otherwise a layer offers all its steps, and those that do not fit are passed over.
-    """
-    errors = {name: layer.squared_errors.tolist() for name, layer in layers.items()}
-    heap: list[tuple[float, str, int, int, int]] = []
-
-    def offer(name: str) -> None:
-        rank, layer = ranks[name], layers[name]
-        if rank == 0:
-            return
-        here, rest = errors[name][rank - 1], layer.dense_cost - rank * layer.cost_per_rank
-        steps = [(-here / rest, name, rank, 0, rest)]
-        if rank < len(errors[name]):
-            gain = here - errors[name][rank]
-            steps.append((-gain / layer.cost_per_rank, name, rank, rank + 1, layer.cost_per_rank))
-        for step in [min(steps)] if along_hull else steps:
-            heapq.heappush(heap, step)
-
-    for name in layers:
-        offer(name)
-    while heap:
-        _, name, rank, target, cost = heapq.heappop(heap)
-        if ranks[name] != rank:
-            continue  # the layer has taken another step from here
-        if cost <= left:
-            ranks[name], left = target, left - cost
-            offer(name)
-        elif along_hull:
+    hulls = {name: _lower_hull(layer) for name, layer in layers.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    steps = sorted(
+        ((before[1] - after[1]) / (after[0] - before[0]), after[0] - before[0], name, position)
+        for name, hull in hulls.items()
+        for position, (before, after) in enumerate(itertools.pairwise(hull), start=1)
+    )
+    for _, cost, name, position in reversed(steps):
+        if cost > left:
             break
-    return left
+        left -= cost
+        chosen[name] = hulls[name][position]
+    _fill_up_(chosen, layers, left)
+    return {name: None if index == len(layers[name].costs) else index for name, (_, _, index) in chosen.items()}
+
+
+def _lower_hull(layer: Allocation) -> list[tuple[int, float, int]]:
+    """Returns (cost, error, index) of the corners of the lower convex hull, cheapest first, the dense layer last.
+
+    The dense layer's index is the number of options.
+    """
+    points = _descending(layer)
+    hull: list[tuple[int, float, int]] = []
+    for point in points:
+        while len(hull) > 1 and _is_above(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _descending(layer: Allocation) -> list[tuple[int, float, int]]:
+    """Returns the options by cost, without those that cost no less than another one and err no less."""
+    costs = torch.cat([layer.costs, torch.tensor([layer.dense_cost])])
+    errors = torch.cat([layer.squared_errors.double(), torch.zeros(1, dtype=torch.float64)])
+    order = errors.sort(stable=True).indices
+    order = order[costs[order].sort(stable=True).indices]
+    best = errors[order].cummin(0).values
+    kept = order[torch.cat([torch.ones(1, dtype=torch.bool), best[1:] < best[:-1]])]
+    return list(zip(costs[kept].tolist(), errors[kept].tolist(), kept.tolist(), strict=True))
+
+
+def _is_above(left: tuple[int, float, int], middle: tuple[int, float, int], right: tuple[int, float, int]) -> bool:
+    """Whether the middle point lies on or above the line between the others."""
+    slope = (right[1] - left[1]) / (right[0] - left[0])
+    return middle[1] >= left[1] + slope * (middle[0] - left[0])
+
+
+def _fill_up_(chosen: dict[str, tuple[int, float, int]], layers: Mapping[str, Allocation], left: int) -> None:
+    """Takes steps that fit into what is left, those that remove most error first, until none does."""
+    points = {name: _descending(layer) for name, layer in layers.items()}
+    costs = {name: [point[0] for point in listed] for name, listed in points.items()}
+    while True:
+        best: tuple[float, str, tuple[int, float, int]] | None = None
+        for name, (cost, error, _) in chosen.items():
+            # Errors fall along the points, so that the last one that can be afforded is the best.
+            last = points[name][bisect.bisect_right(costs[name], cost + left) - 1]
+            if best is None or error - last[1] > best[0]:
+                best = (error - last[1], name, last)
+        if best is None or best[0] <= 0:
+            return
+        left -= best[2][0] - chosen[best[1]][0]
+        chosen[best[1]] = best[2]

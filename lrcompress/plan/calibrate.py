@@ -1,69 +1,162 @@
-"""What the layers of a network put out for real images: the metric that an activation-aware truncation is best in."""
+"""What the layers of a network see and put out for real images: the metric that a truncation is best in."""
 
-from collections.abc import Collection, Iterable
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrcompress.errors import EvaluationError
 from lrcompress.linalg import damped_output_gram
-from lrcompress.nn import dense_matrix, is_matrix_layer
+from lrcompress.nn import CONVOLUTIONS, PlainLayer, SameConv2d, weight_matrices
+from lrcompress.nn.geometry import same_widths
+from lrcompress.plan.layers import Candidate
+from lrcompress.schemes import SCHEMES, Metric
 
 # Images and weights count alike. Chosen between 1e-4 and 10 by the accuracy of VGG11-BN on 4,000 training images of
 # Fashion-MNIST; without the weights' share a small sample says too much, without the sample's it is a plain SVD.
 DAMPING = 1.0
+# Patches are gathered up to this many times the length of one, drawn at random from all positions.
+PATCHES_PER_ENTRY = 4
+# Longer patches would need a Gram matrix of more than 170 MB in float64: only the outputs are measured there.
+LARGEST_PATCH = 4608
 
 
-def output_grams(
-    model: nn.Module, layers: Collection[str], batches: Iterable[Float[Tensor, "b c h w"]]
-) -> dict[str, Float[Tensor, "m m"]]:
-    """Returns W (C + λI) Wᵀ of each layer, where C is the second moment of its inputs for the given images.
+@dataclass
+class _Sums:
+    """Running sums over the images of one layer."""
 
-    The rank-r matrix that changes a layer's outputs least is U_r U_rᵀ W with the leading eigenvectors U_r of this
-    matrix, which for λ = 0 is the sum of y yᵀ over the layer's outputs y = W x. So the inputs of convolutions need
-    not be unfolded, nothing is inverted, and a C that is singular does no harm. For λ see `damped_output_gram`.
+    layer: PlainLayer
+    wants_patches: bool
+    outputs: Tensor | None = None
+    patches: Tensor | None = None
+    count: int = 0
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+
+def measure_metrics(
+    model: nn.Module,
+    candidates: Mapping[str, Candidate],
+    batches: Iterable[Float[Tensor, "b c h w"]],
+    *,
+    images: int,
+    network: Callable[[Tensor], Any] | None = None,
+) -> dict[str, Metric]:
+    """Returns the metric of the truncation of each layer: W (C + λI) Wᵀ, and for k×k convolutions C + λI itself.
+
+    C is the second moment of the layer's inputs for the given images. The rank-r matrix that changes a layer's outputs
+    least is U_r U_rᵀ W with the leading eigenvectors U_r of W C Wᵀ, which is the sum of y yᵀ over the layer's outputs
+    y = W x: nothing is inverted, and a C that is singular does no harm. For λ see `damped_output_gram`.
 
     Args:
-        model: the dense network; put into eval mode for as long as this takes.
-        layers: names of the matrix layers that are wanted.
-        batches: of images as the model takes them.
+        model: the dense network, exposed (see `lrcompress.nn.expose_`); put into eval mode for as long as this takes.
+        candidates: the layers that are wanted, by their names in the model.
+        batches: of images as `network` takes them.
+        images: how many there will be.
+        network: what the images are put into, the model if it is None.
 
     Raises:
         EvaluationError: if an output is not finite.
 
     Source: the truncation in the metric of the inputs is that of ASVD (arXiv 2312.05821) and SVD-LLM (2403.07378).
     """
-    sums: dict[str, Tensor] = {}
-
-    def record(name: str, layer: nn.Module, output: Any) -> None:
-        assert is_matrix_layer(layer)  # as the caller promises
-        rows = (output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output).flatten(0, -2)
-        rows = (rows if layer.bias is None else rows - layer.bias).float()
-        gram = (rows.T @ rows).double()
-        if not torch.isfinite(gram).all():
-            raise EvaluationError(
-                f"the outputs of `{name}` are not finite", hint="check the weights and the preprocessing"
-            )
-        sums[name] = sums[name] + gram if name in sums else gram
-
+    sums: dict[str, _Sums] = {}
     was_training = model.training
     with ExitStack() as stack:
         stack.callback(model.train, was_training)
-        for name in layers:
+        for name, candidate in candidates.items():
+            assert candidate.layer is not None  # as the caller promises
+            sums[name] = _Sums(candidate.layer, _wants_patches(candidate.layer, name))
             handle = model.get_submodule(name).register_forward_hook(
-                lambda module, _, output, name=name: record(name, module, output)
+                functools.partial(_record_, sums[name], name, images)
             )
             stack.callback(handle.remove)
         model.eval()
         with torch.no_grad():
-            for images in batches:
-                model(images)
-    grams = {}
-    for name, gram in sums.items():
-        layer = model.get_submodule(name)
-        assert is_matrix_layer(layer)
-        grams[name] = damped_output_gram(gram, dense_matrix(layer), damping=DAMPING).cpu()
-    return grams
+            for batch in batches:
+                (network or model)(batch)
+    return {name: _metric(one) for name, one in sums.items() if one.outputs is not None}
+
+
+def _wants_patches(layer: PlainLayer, name: str) -> bool:
+    needed = any(scheme.needs_input_gram and scheme.fits(layer, name) for scheme in SCHEMES.values())
+    return needed and layer.weight[0].numel() <= LARGEST_PATCH
+
+
+def _record_(sums: _Sums, name: str, images: int, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """A forward hook, but for its first three arguments: adds what a batch does to the sums."""
+    layer, x = sums.layer, inputs[0]
+    if isinstance(layer, nn.Linear):
+        groups, rows = 1, output.flatten(0, -2)
+    else:
+        axes = len(layer.kernel_size)
+        groups, rows = layer.groups, (output if output.ndim == axes + 2 else output[None]).movedim(1, -1).flatten(0, -2)
+    rows = rows.float() if layer.bias is None else (rows - layer.bias).float()
+    by_group = rows.unflatten(1, (groups, -1)).transpose(0, 1)  # group, position, output
+    gram = (by_group.transpose(1, 2) @ by_group).double().cpu()
+    if not torch.isfinite(gram).all():
+        raise EvaluationError(f"the outputs of `{name}` are not finite", hint="check the weights and the preprocessing")
+    sums.outputs = gram if sums.outputs is None else sums.outputs + gram
+    if sums.wants_patches:
+        assert isinstance(layer, CONVOLUTIONS)  # other layers have no such scheme
+        patches = _sample_patches(layer, x if x.ndim == len(layer.kernel_size) + 2 else x[None], sums, images)
+        gram = (patches.T @ patches).cpu()
+        sums.patches = gram if sums.patches is None else sums.patches + gram
+        sums.count += len(patches)
+
+
+def _sample_patches(layer: Any, x: Tensor, sums: _Sums, images: int) -> Float[Tensor, "p d"]:
+    """Returns some of the patches that the kernel is applied to, drawn at random, as rows."""
+    padded = _pad(layer, x)
+    spans = zip(padded.shape[2:], layer.kernel_size, layer.dilation, layer.stride, strict=True)
+    counts = [(length - dilation * (kernel - 1) - 1) // stride + 1 for length, kernel, dilation, stride in spans]
+    length = layer.weight[0].numel()
+    wanted = max(1, math.ceil(PATCHES_PER_ENTRY * length * len(x) / images))
+    total = len(x) * math.prod(counts)
+    chosen = torch.randperm(total, generator=sums.generator)[:wanted].to(x.device)
+    index: list[Tensor] = []
+    for axis in reversed(range(len(counts))):
+        index.insert(0, chosen % counts[axis])
+        chosen = chosen // counts[axis]
+    gathered = padded.movedim(1, -1)  # image, position, channel
+    taps = (
+        torch.cartesian_prod(*(torch.arange(kernel) for kernel in layer.kernel_size)).view(-1, len(counts)).to(x.device)
+    )
+    places = [
+        start[:, None] * layer.stride[axis] + taps[:, axis] * layer.dilation[axis] for axis, start in enumerate(index)
+    ]
+    values = gathered[(chosen[:, None].expand_as(places[0]), *places)]  # patch, tap, channel
+    return values.transpose(1, 2).flatten(1).float()
+
+
+def _pad(layer: Any, x: Tensor) -> Tensor:
+    if isinstance(layer, SameConv2d) or layer.padding == "same":
+        widths = same_widths(x.shape[2:], layer.kernel_size, layer.stride, layer.dilation)
+    elif layer.padding == "valid":
+        return x
+    else:
+        widths = [width for axis in reversed(layer.padding) for width in (axis, axis)]
+    return F.pad(x, widths, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def _metric(sums: _Sums) -> Metric:
+    """Returns both moments, damped alike: W (C + λI) Wᵀ of the second is the first, but for the choice of patches."""
+    assert sums.outputs is not None
+    matrices = weight_matrices(sums.layer).cpu()
+    output_gram = torch.stack(
+        [damped_output_gram(gram, W, damping=DAMPING) for gram, W in zip(sums.outputs, matrices, strict=True)]
+    )
+    if sums.patches is None:
+        return Metric(output_gram)
+    W, C = matrices[0].double(), sums.patches.double()
+    trace = (W @ C * W).sum()
+    scale = torch.where(trace > 0, trace, 1.0)
+    input_gram = C / scale
+    input_gram.diagonal().add_(DAMPING / W.square().sum())
+    return Metric(output_gram, input_gram.float())

@@ -1,22 +1,29 @@
 """Can a plan that was read from a file, and may have been edited, be executed on this network?"""
 
+from dataclasses import replace
+
+import torch
 from torch import nn
 
 from lrcompress.errors import OptionError
-from lrcompress.nn import dense_matrix, is_matrix_layer
-from lrcompress.plan.layers import find_layers
-from lrcompress.plan.plan import CompressionPlan, LayerPlan
-from lrcompress.plan.policy import useful_rank
+from lrcompress.plan.layers import Candidate, find_layers
+from lrcompress.plan.plan import DENSE, CompressionPlan, LayerPlan
+from lrcompress.schemes import find_scheme
 
 
-def check_plan(plan: CompressionPlan, model: nn.Module, *, input_size: tuple[int, int, int], sha256: str) -> None:
-    """Raises `OptionError` unless a plan fits a network: the same checkpoint, the same layers, ranks that are possible.
+def check_plan(
+    plan: CompressionPlan, model: nn.Module, *, input_size: tuple[int, int, int], sha256: str
+) -> CompressionPlan:
+    """Returns the plan with the parameters of its ranks, if it fits a network: same checkpoint, same layers, ranks.
 
     Args:
         plan: what is to be done.
         model: the dense network.
         input_size: (channels, height, width) of its images.
         sha256: hash of the checkpoint it came from.
+
+    Raises:
+        OptionError: if it does not fit, with the layer and what is possible there.
     """
     if plan.source_sha256 != sha256:
         raise OptionError(
@@ -30,32 +37,42 @@ def check_plan(plan: CompressionPlan, model: nn.Module, *, input_size: tuple[int
     if differing := sorted(set(candidates).symmetric_difference(planned)) or _repeated(planned):
         raise OptionError(
             f"the plan and the network differ in the layer `{differing[0]}`",
-            hint="keep every layer of the plan; edit its scheme and rank only",
+            hint="keep every layer of the plan; edit its scheme and ranks only",
         )
-    for layer in plan.layers:
-        candidate = candidates[layer.name]
-        if layer.dense_shape != candidate.weight_shape:
-            raise OptionError(
-                f"the plan has `{layer.name}` with shape {layer.dense_shape}, the network with "
-                f"{candidate.weight_shape}",
-                hint="make the plan again for this checkpoint",
-            )
-        if layer.scheme == "dense":
-            continue
-        if candidate.reason or not is_matrix_layer(candidate.module):
-            raise OptionError(f"`{layer.name}` cannot be factorised: {candidate.reason}", hint="plan it as dense")
-        _check_rank(layer, *dense_matrix(candidate.module).shape)
+    return replace(plan, layers=tuple(_check_layer(layer, candidates[layer.name]) for layer in plan.layers))
 
 
-def _check_rank(layer: LayerPlan, m: int, n: int) -> None:
-    largest, rank = useful_rank(m, n), layer.rank
-    if rank is None or not 1 <= rank <= largest:
+def _check_layer(layer: LayerPlan, candidate: Candidate) -> LayerPlan:
+    if layer.dense_shape != candidate.weight_shape:
+        raise OptionError(
+            f"the plan has `{layer.name}` with shape {layer.dense_shape}, the network with {candidate.weight_shape}",
+            hint="make the plan again for this checkpoint",
+        )
+    if layer.scheme == DENSE:
+        return replace(layer, parameters=None)
+    if candidate.reason or candidate.layer is None:
+        raise OptionError(f"`{layer.name}` cannot be factorised: {candidate.reason}", hint="plan it as dense")
+    scheme = find_scheme(layer.scheme)
+    if not scheme.fits(candidate.layer, layer.name):
+        raise OptionError(f"`{layer.name}` cannot have the scheme {layer.scheme}", hint="the scheme matrix, or dense")
+    full = scheme.largest_ranks(candidate.layer)
+    shown = ", ".join(map(str, layer.ranks)) or "none"
+    if len(layer.ranks) != len(full):
+        raise OptionError(
+            f"`{layer.name}` has the ranks {shown}", hint=f"the scheme {layer.scheme} takes {len(full)} of them"
+        )
+    in_range = all(1 <= rank <= largest for rank, largest in zip(layer.ranks, full, strict=True))
+    parameters = int(scheme.parameters(candidate.layer, torch.tensor([layer.ranks]))[0]) if in_range else 0
+    if not in_range or parameters >= candidate.layer.weight.numel():
+        possible = torch.arange(1, max(full) + 1)[:, None].clamp_max(torch.tensor(full))
+        useful = int((scheme.parameters(candidate.layer, possible) < candidate.layer.weight.numel()).sum())
         hint = (
-            f"a rank from 1 to {largest}, which removes parameters, or the scheme dense"
-            if largest
-            else "the scheme dense"
+            f"ranks up to about {useful} remove parameters"
+            if useful
+            else "no rank removes parameters: plan it as dense"
         )
-        raise OptionError(f"`{layer.name}` cannot have rank {rank}", hint=hint)
+        raise OptionError(f"`{layer.name}` cannot have rank {shown}", hint=hint)
+    return replace(layer, parameters=parameters)
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from lrcompress.errors import OptionError
-from lrcompress.nn import is_matrix_layer
+from lrcompress.measure import run_without_values
+from lrcompress.nn import PlainLayer, expose_, is_depthwise, is_weight_layer, plain_layer, twin
+from lrcompress.schemes import Call
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,19 @@ class Candidate:
 
     Attributes:
         name: of the module in the network; of the parameter if it is not called "weight".
-        module: the module.
+        kind: the module's class.
+        weight_shape: the parameter's shape.
         reason: why it stays dense whatever its spectrum, "" if it may be factorised.
-        parameter: the parameter's name in the module.
-        positions: how often the weight's matrix is applied to one image; 0 if the layer is not called.
+        layer: the plain layer that the module is equal to, None if there is none.
+        calls: of the layer in the forward pass of one image.
     """
 
     name: str
-    module: nn.Module
+    kind: str
+    weight_shape: tuple[int, ...]
     reason: str
-    parameter: str = "weight"
-    positions: int = 0
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """The shape of the module's weight."""
-        return tuple(self.module.get_parameter(self.parameter).shape)
+    layer: PlainLayer | None = None
+    calls: tuple[Call, ...] = ()
 
 
 def find_layers(
@@ -47,11 +46,12 @@ def find_layers(
 ) -> list[Candidate]:
     """Returns everything in the network that holds a matrix of weights, in its order.
 
-    Which modules are really called is probed with one black image: a parent that reads a layer's weight without
-    calling the layer would not notice that it had been replaced.
+    Modules that read the weights of their layers are looked at as their stand-ins, which call the layers (see
+    `lrcompress.nn.expose_`). Which layers are really called is probed with one image: a parent that reads a layer's
+    weight without calling the layer would not notice that it had been replaced.
 
     Args:
-        model: takes normalised images.
+        model: takes normalised images; it is not changed.
         input_size: (channels, height, width).
         include_first: whether the first layer of the forward pass may be factorised.
         include_classifier: whether the last layer of the forward pass may be factorised.
@@ -60,26 +60,29 @@ def find_layers(
     Raises:
         OptionError: if a pattern matches no layer.
     """
-    calls, classifiers, positions = _called_layers(model, input_size)
+    exposed = expose_(twin(model))
+    calls, classifiers = _probe(exposed, input_size)
     fixed: dict[str, str] = {}
     if not include_classifier:
         fixed |= dict.fromkeys(classifiers, "the classifier stays dense (--include-classifier)")
     if calls and not include_first:
-        fixed[calls[0]] = "the first layer stays dense (--include-first)"
-    fixed |= _excluded(exclude, [name for name, module in model.named_modules() if is_matrix_layer(module)])
-    sharers = _names_by_weight(model)
+        fixed[next(iter(calls))] = "the first layer stays dense (--include-first)"
+    fixed |= _excluded(exclude, [name for name, module in exposed.named_modules() if is_weight_layer(module)])
+    sharers = _names_by_weight(exposed)
     found = []
-    for name, module in model.named_modules():
+    for name, module in exposed.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.ndim < 2:
                 continue
+            kind, shape = type(module).__name__, tuple(parameter.shape)
             if key != "weight":
                 path = f"{name}.{key}".lstrip(".")
-                found.append(Candidate(path, module, f"a parameter that {type(module).__name__} reads directly", key))
+                found.append(Candidate(path, kind, shape, f"a parameter that {kind} reads directly"))
                 continue
             others = [other for other in sharers[id(parameter)] if other != name]
-            reason = _structural_reason(name, module, calls, others) or fixed.get(name, "")
-            found.append(Candidate(name, module, reason, positions=positions.get(name, 0)))
+            layer = plain_layer(module) if is_weight_layer(module) else None
+            reason = _structural_reason(name, module, layer, name in calls, others) or fixed.get(name, "")
+            found.append(Candidate(name, kind, shape, reason, layer, tuple(calls.get(name, ()))))
     return found
 
 
@@ -108,25 +111,20 @@ def _excluded(patterns: Sequence[str], names: list[str]) -> dict[str, str]:
     }
 
 
-def _structural_reason(name: str, module: nn.Module, calls: list[str], sharers: list[str]) -> str:
-    if not is_matrix_layer(module):
-        return _kind_reason(module)
-    if not name:
-        return "the network is this one layer"
-    if name not in calls:
-        return "never called by the forward pass: unused, or its weight is read directly by its parent"
-    if sharers:
-        return f"its weight is shared with `{sharers[0]}`"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "it has forward hooks"
-    return ""
-
-
-def _kind_reason(module: nn.Module) -> str:
+def _structural_reason(
+    name: str, module: nn.Module, layer: PlainLayer | None, is_called: bool, sharers: list[str]
+) -> str:
     kind = type(module).__name__
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "depthwise convolution" if module.groups == module.in_channels else f"{module.groups} groups"
-    return f"layers of type {kind} are not factorised in this version"
+    reasons = {
+        f"layers of type {kind} are not factorised in this version": not is_weight_layer(module),
+        f"{kind} computes something else with its weight than its base class": layer is None,
+        "depthwise convolution": layer is not None and is_depthwise(layer),
+        "the network is this one layer": not name,
+        "never called by the forward pass: unused, or its weight is read directly by its parent": not is_called,
+        f"its weight is shared with `{next(iter(sharers), '')}`": bool(sharers),
+        "it has forward hooks": bool(module._forward_hooks or module._forward_pre_hooks),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _names_by_weight(model: nn.Module) -> dict[int, list[str]]:
@@ -137,32 +135,41 @@ def _names_by_weight(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _called_layers(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[list[str], list[str], dict[str, int]]:
-    """Returns the modules with a weight matrix that one forward pass calls, the classifiers of them, their positions.
+def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[dict[str, list[Call]], list[str]]:
+    """Returns the calls of every module with a weight matrix in the order of first call, and the classifiers.
 
-    Names are in the order of first call. Classifiers are the last ones that give as many values as there are logits:
-    distilled transformers have two. Positions are how often a matrix is applied to the image, over all calls.
+    Classifiers are the last ones that give as many values as there are logits: distilled transformers have two.
     """
-    names = {id(module): name for name, module in model.named_modules()}
-    calls: dict[str, int] = {}
-    positions: dict[str, int] = {}
 
-    def record(module: nn.Module, _: object, output: object) -> None:
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+    def run(network: nn.Module, image: torch.Tensor) -> tuple[dict[str, list[Call]], list[str]]:
+        names = {id(module): name for name, module in network.named_modules()}
+        calls: dict[str, list[Call]] = {}
+        widths: dict[str, int] = {}
+
+        def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or id(module) not in names:
+                return
             name = names[id(module)]
-            calls.setdefault(name, weight.shape[0])
-            if isinstance(output, torch.Tensor):
-                positions[name] = positions.get(name, 0) + output.numel() // weight.shape[0]
+            widths.setdefault(name, weight.shape[0])
+            calls.setdefault(name, [])
+            if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor):
+                calls[name].append(_describe_call(module, inputs[0], output))
 
-    handle = torch.nn.modules.module.register_module_forward_hook(record)
-    was_training = model.training
-    try:
-        parameter = next(model.parameters())
-        with torch.no_grad():
-            logits = model.eval()(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        handle.remove()
-        model.train(was_training)
-    trailing = itertools.takewhile(lambda name: calls[name] == logits.shape[-1], reversed(calls))
-    return list(calls), list(trailing) or list(calls)[-1:], positions
+        handle = torch.nn.modules.module.register_module_forward_hook(record)
+        try:
+            logits = network(image)
+        finally:
+            handle.remove()
+        trailing = itertools.takewhile(lambda name: widths[name] == logits.shape[-1], reversed(calls))
+        return calls, list(trailing) or list(calls)[-1:]
+
+    return run_without_values(model, input_size, run)
+
+
+def _describe_call(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> Call:
+    kernel_size = getattr(module, "kernel_size", None)
+    if not isinstance(kernel_size, tuple):  # a linear layer: its rows
+        return Call(x[..., 0].numel(), (), ())
+    axes = len(kernel_size)
+    return Call(x.shape[0] if x.ndim == axes + 2 else 1, tuple(x.shape[-axes:]), tuple(output.shape[-axes:]))

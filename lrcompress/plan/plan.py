@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lrcompress.errors import OptionError
+from lrcompress.schemes import SCHEMES
 
-PLAN_VERSION = 1
-Scheme = Literal["matrix", "dense"]
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+PLAN_VERSION = 2
+DENSE = "dense"
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,26 @@ class LayerPlan:
         name: of the module in the network.
         kind: the module's class, "Linear" or "Conv2d" for example.
         dense_shape: shape of the weight.
-        scheme: "matrix" (W ≈ U S Vᵀ of the unfolded weight) or "dense".
-        rank: r if it is factorised.
+        scheme: "matrix", "spatial", "tucker2", "split" (see `lrcompress.schemes`), or "dense".
+        ranks: as the scheme takes them; none if it is dense.
         relative_error: predicted ‖W − W_r‖_F/‖W‖_F if it is factorised, in the metric of the calibration where there
             is one.
+        parameters: how many weights it will have, without the bias; None if it is dense.
         reason: why it stays dense, "" if it does not.
     """
 
     name: str
     kind: str
     dense_shape: tuple[int, ...]
-    scheme: Scheme
-    rank: int | None = None
+    scheme: str
+    ranks: tuple[int, ...] = ()
     relative_error: float | None = None
+    parameters: int | None = None
     reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the layer as JSON types."""
+        return asdict(self) | {"dense_shape": list(self.dense_shape), "ranks": list(self.ranks)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "LayerPlan":
@@ -66,18 +72,20 @@ class LayerPlan:
         Raises:
             KeyError, TypeError, ValueError: if a value is missing, of another type, or unknown.
         """
-        name, scheme, rank, error = (values[key] for key in ("name", "scheme", "rank", "relative_error"))
-        if scheme not in SCHEMES:
-            raise ValueError(f"`{name}` has the scheme {scheme!r}, known are {', '.join(SCHEMES)}")
-        if not (rank is None or type(rank) is int):  # True is an int too
-            raise TypeError(f"`{name}` has the rank {rank!r}, which is no whole number")
+        name, scheme, ranks = (values[key] for key in ("name", "scheme", "ranks"))
+        if scheme != DENSE and scheme not in SCHEMES:
+            raise ValueError(f"`{name}` has the scheme {scheme!r}, known are {', '.join((*SCHEMES, DENSE))}")
+        if not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):  # True is an int too
+            raise TypeError(f"`{name}` has the ranks {ranks!r}, which is no list of whole numbers")
+        error = values["relative_error"]
         return cls(
             name=str(name),
             kind=str(values["kind"]),
             dense_shape=tuple(map(int, values["dense_shape"])),
             scheme=scheme,
-            rank=rank,
+            ranks=tuple(ranks) if scheme != DENSE else (),
             relative_error=None if error is None else float(error),
+            parameters=values["parameters"],
             reason=str(values["reason"]),
         )
 
@@ -90,12 +98,13 @@ class LayerRecord:
         name: of the module in the network.
         kind: the module's class in the uncompressed network.
         dense_shape: shape of the uncompressed weight.
-        scheme: "matrix" or "dense".
-        rank: r if it is factorised.
+        scheme: "matrix", "spatial", "tucker2", "split" or "dense".
+        ranks: as the scheme takes them; none if it is dense.
+        parameters: number of shipped weights, without the bias, if it is factorised.
         relative_error: ‖W − W_r‖_F/‖W‖_F of the shipped factors against the uncompressed weight. After fine-tuning a
             distance that was travelled, not a bound that holds.
-        sigma_max: σ₁ of the shipped matrix.
-        sigma_min: σ_r of the shipped matrix.
+        sigma_max: σ₁ of the shipped matrix, that which the scheme truncates.
+        sigma_min: its smallest singular value that is not zero by construction.
         kappa: σ₁/σ_r, a diagnostic.
         stable_rank: ‖W‖_F²/σ₁² of the shipped matrix.
         norm: ‖W‖_F of the shipped matrix.
@@ -107,8 +116,9 @@ class LayerRecord:
     name: str
     kind: str
     dense_shape: tuple[int, ...]
-    scheme: Scheme
-    rank: int | None = None
+    scheme: str
+    ranks: tuple[int, ...] = ()
+    parameters: int | None = None
     relative_error: float | None = None
     sigma_max: float | None = None
     sigma_min: float | None = None
@@ -121,13 +131,19 @@ class LayerRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON types, without what does not apply."""
-        values = {key: value for key, value in asdict(self).items() if value not in (None, "")}
-        return values | {"dense_shape": list(self.dense_shape)}
+        values = {key: value for key, value in asdict(self).items() if value not in (None, "", ())}
+        lists = {"ranks": list(self.ranks)} if self.ranks else {}
+        return values | {"dense_shape": list(self.dense_shape)} | lists
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "LayerRecord":
-        """Returns the record that `to_json` wrote."""
-        return cls(**{**values, "dense_shape": tuple(values["dense_shape"])})
+        """Returns the record that `to_json` wrote, in this version or the first one, which had a single rank."""
+        known = {key: value for key, value in values.items() if key != "rank"}
+        shape, ranks = tuple(values["dense_shape"]), tuple(values.get("ranks", ()))
+        if "rank" in values:
+            ranks = (values["rank"],)
+            known["parameters"] = values["rank"] * (shape[0] + math.prod(shape[1:]))
+        return cls(**{**known, "dense_shape": shape, "ranks": ranks})
 
 
 @dataclass(frozen=True)
@@ -148,19 +164,15 @@ class CompressionPlan:
 
     def factorized(self) -> dict[str, LayerPlan]:
         """Returns the layers that are to be factorised, by name."""
-        return {layer.name: layer for layer in self.layers if layer.scheme != "dense"}
+        return {layer.name: layer for layer in self.layers if layer.scheme != DENSE}
 
     def removed_parameters(self) -> int:
         """Returns how many parameters fewer the network will have."""
-        removed = 0
-        for layer in self.factorized().values():
-            m, n = layer.dense_shape[0], math.prod(layer.dense_shape[1:])
-            removed += m * n - (layer.rank or 0) * (m + n)
-        return removed
+        return sum(math.prod(layer.dense_shape) - (layer.parameters or 0) for layer in self.factorized().values())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON types."""
-        layers = [asdict(layer) | {"dense_shape": list(layer.dense_shape)} for layer in self.layers]
+        layers = [layer.to_json() for layer in self.layers]
         return {
             "version": PLAN_VERSION,
             "policy": dict(self.policy),

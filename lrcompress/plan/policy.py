@@ -1,45 +1,17 @@
-"""Rank policies: from all spectra to all ranks. A rank beyond the largest useful one leaves a layer dense."""
+"""Rank policies: from the options of all layers to one per layer, or to none, which leaves a layer dense."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from typing_extensions import override
 
 from lrcompress.errors import OptionError
-from lrcompress.linalg import truncation_rank
 from lrcompress.plan.allocate import Allocation, allocate
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """What a policy knows of a layer.
-
-    Attributes:
-        sigma: all min(m, n) singular values in descending order.
-        m: rows of the weight matrix.
-        n: columns of the weight matrix.
-        positions: how often the matrix is applied to one image: a convolution's output pixels, a transformer's tokens.
-    """
-
-    sigma: Float[Tensor, "k"]
-    m: int
-    n: int
-    positions: int = 1
-
-    @property
-    def largest_useful_rank(self) -> int:
-        """The largest r with r(m + n) < mn, which removes parameters; 0 if there is none."""
-        return useful_rank(self.m, self.n)
-
-    def relative_error(self, rank: int) -> float:
-        """Returns ‖W − W_r‖_F/‖W‖_F of the truncation to a rank."""
-        return float(squared_errors(self.sigma)[rank].sqrt())
+from lrcompress.plan.choices import Choices
 
 
 @dataclass(frozen=True)
@@ -60,20 +32,24 @@ class WholeModel:
 
 
 class RankPolicy(ABC):
-    """Chooses one rank per layer; sees all spectra at once, so that a policy may trade layers against each other."""
+    """Chooses an option per layer; sees those of all layers at once, so that it may trade layers against each other."""
 
     @abstractmethod
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        """Returns the rank of every layer, at least 1.
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        """Returns the index of every layer's option, None for a layer that stays dense.
 
         Args:
-            spectra: by the layer's name; none is all zero.
+            choices: by the layer's name; no weight is all zero.
             whole: what the dense network has in all.
         """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Returns the policy's name and parameters as JSON types."""
+
+    def wanted_rank(self) -> int | None:
+        """The rank that every layer is to have, None where the policy looks at all of them."""
+        return None
 
     def guaranteed_tol(self) -> float | None:
         """The relative error that no factorised layer exceeds, None if nothing is promised."""
@@ -86,7 +62,7 @@ class RankPolicy(ABC):
 
 @dataclass(frozen=True)
 class Tolerance(RankPolicy):
-    """The smallest ranks whose relative error is at most `tol` in every layer. A guarantee, independent of data.
+    """The cheapest option whose relative error is at most `tol`, in every layer. A guarantee, independent of data.
 
     Args:
         tol: τ in (0, 1).
@@ -105,8 +81,8 @@ class Tolerance(RankPolicy):
             )
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        return {name: max(1, truncation_rank(spectrum.sigma, self.tol)) for name, spectrum in spectra.items()}
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        return {name: one.cheapest_within(self.tol) for name, one in choices.items()}
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -119,7 +95,7 @@ class Tolerance(RankPolicy):
 
 @dataclass(frozen=True)
 class Energy(RankPolicy):
-    """The smallest ranks that keep a share of the squared norm, Σ_{i≤r} σ_i² ≥ energy·Σ σ_i², in every layer.
+    """The cheapest option that keeps a share of the squared norm, ‖W_r‖² ≥ energy·‖W‖², in every layer.
 
     Args:
         energy: in (0, 1); the same as the tolerance sqrt(1 − energy).
@@ -137,8 +113,8 @@ class Energy(RankPolicy):
             )
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        return Tolerance(math.sqrt(1 - self.energy)).choose_ranks(spectra, whole)
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        return Tolerance(math.sqrt(1 - self.energy)).choose(choices, whole)
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -167,8 +143,15 @@ class UniformRank(RankPolicy):
             raise OptionError(f"--rank must be at least 1, got {self.rank}", hint="--rank 32")
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        return {name: min(self.rank, len(spectrum.sigma)) for name, spectrum in spectra.items()}
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        return {
+            name: one.wanted if one.wanted is not None and bool(one.useful[one.wanted]) else None
+            for name, one in choices.items()
+        }
+
+    @override
+    def wanted_rank(self) -> int | None:
+        return self.rank
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -177,7 +160,7 @@ class UniformRank(RankPolicy):
 
 @dataclass(frozen=True)
 class Budget(RankPolicy):
-    """The ranks of the smallest Σ (relative error)² over all layers whose whole model fits a budget.
+    """The options of the smallest Σ (relative error)² over all layers whose whole model fits a budget.
 
     Exactly one of the three is given.
 
@@ -207,36 +190,51 @@ class Budget(RankPolicy):
             raise OptionError(f"a budget must be positive, got {given[0]}", hint="--budget 0.25")
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        # Counted in parameters, or in multiply-accumulates, of which each parameter costs one per position.
-        weights = {name: 1 if self.macs is None else spectrum.positions for name, spectrum in spectra.items()}
-        total = whole.parameters if self.macs is None else whole.macs
-        saved = whole.saved_parameters if self.macs is None else whole.saved_macs
-        untouched = total - saved - sum(weights[name] * s.m * s.n for name, s in spectra.items())
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        in_macs = self.macs is not None
+        total = whole.macs if in_macs else whole.parameters
+        saved = whole.saved_macs if in_macs else whole.saved_parameters
+        dense = {name: one.dense_macs if in_macs else one.dense_parameters for name, one in choices.items()}
+        untouched = total - saved - sum(dense.values())
         limit = self.macs or self.parameters or math.floor((self.fraction or 0) * total)
+        indices = {name: one.useful.nonzero()[:, 0] for name, one in choices.items()}
         layers = {
             name: Allocation(
-                squared_errors=squared_errors(spectrum.sigma)[1 : spectrum.largest_useful_rank + 1],
-                cost_per_rank=weights[name] * (spectrum.m + spectrum.n),
-                dense_cost=weights[name] * spectrum.m * spectrum.n,
+                costs=(one.macs if in_macs else one.parameters)[indices[name]],
+                squared_errors=one.squared_errors[indices[name]],
+                dense_cost=dense[name],
             )
-            for name, spectrum in spectra.items()
+            for name, one in choices.items()
         }
         smallest = untouched + sum(layer.smallest_cost for layer in layers.values())
         if limit < smallest:
-            unit = "parameters" if self.macs is None else "multiply-accumulates"
+            unit = "multiply-accumulates" if in_macs else "parameters"
             raise OptionError(
-                f"the budget of {limit:,} {unit} cannot be met: rank 1 in every layer that may be factorised leaves "
-                f"{smallest:,} of {total:,}",
+                f"the budget of {limit:,} {unit} cannot be met: the smallest possible model has {smallest:,} of "
+                f"{total:,} ({100 * smallest / total:.1f} %)",
                 hint="raise the budget, or allow more layers with --include-first and --include-classifier",
             )
         chosen = allocate(layers, limit - untouched)
-        return {name: chosen[name] or len(spectra[name].sigma) for name in spectra}
+        return {name: None if index is None else int(indices[name][index]) for name, index in chosen.items()}
 
     @override
     def describe(self) -> dict[str, Any]:
         values = {"fraction": self.fraction, "parameters": self.parameters, "macs": self.macs}
         return {"name": "budget", **{key: value for key, value in values.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class Smallest(RankPolicy):
+    """The option of fewest parameters in every layer: how small a network can be made, whatever it then computes."""
+
+    @override
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        useful = {name: one.useful.nonzero()[:, 0] for name, one in choices.items()}
+        return {name: int(indices[0]) if len(indices) else None for name, indices in useful.items()}
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {"name": "smallest"}
 
 
 @dataclass(frozen=True)
@@ -254,12 +252,16 @@ class TrainingStart(Tolerance):
     max_rank: int | None = None
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        wanted = super().choose_ranks(spectra, whole)
-        limits = {
-            name: min(s.largest_useful_rank, self.max_rank or s.largest_useful_rank) for name, s in spectra.items()
-        }
-        return {name: max(1, min(rank, limits[name])) for name, rank in wanted.items()}
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        return {name: self._start(one) for name, one in choices.items()}
+
+    def _start(self, choices: Choices) -> int | None:
+        ranks = choices.ranks[:, 0]
+        largest = int(ranks[choices.useful].max()) if bool(choices.useful.any()) else 1
+        limit = min(largest, self.max_rank or largest)
+        within = choices.cheapest_within(self.tol, useful=False)
+        rank = limit if within is None else min(limit, int(ranks[within]))
+        return int((ranks == rank).nonzero()[0, 0])
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -275,8 +277,12 @@ class FullRank(RankPolicy):
     """All singular values, even where that adds parameters: for checking a factorisation, not for compressing."""
 
     @override
-    def choose_ranks(self, spectra: Mapping[str, Spectrum], whole: WholeModel) -> dict[str, int]:
-        return {name: len(spectrum.sigma) for name, spectrum in spectra.items()}
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        return {name: one.wanted for name, one in choices.items()}
+
+    @override
+    def wanted_rank(self) -> int | None:
+        return sys.maxsize
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -285,15 +291,3 @@ class FullRank(RankPolicy):
     @override
     def may_enlarge(self) -> bool:
         return True
-
-
-def squared_errors(sigma: Float[Tensor, "k"]) -> Float[Tensor, "k1"]:
-    """Returns ‖W − W_r‖²/‖W‖² for r = 0 … k in float64; summed from the smallest value up, to lose nothing."""
-    squares = sigma.double().square()
-    tails = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
-    return tails / tails[0]
-
-
-def useful_rank(m: int, n: int) -> int:
-    """Returns the largest r with r(m + n) < mn, which removes parameters; 0 if there is none."""
-    return (m * n - 1) // (m + n)

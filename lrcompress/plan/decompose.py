@@ -1,0 +1,109 @@
+"""Decomposes the layers of a network, several at once, and keeps what fits into memory until they are factorised."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from lrcompress.nn import LowRankLayer, PlainLayer
+from lrcompress.plan.choices import Choices, list_choices
+from lrcompress.plan.layers import Candidate
+from lrcompress.schemes import Decomposition, Metric, Scheme, find_scheme, schemes_for
+
+# Bases that are kept between planning and factorising; what does not fit is decomposed a second time.
+KEPT_BYTES = 128 * 2**20
+
+
+@dataclass
+class Decomposer:
+    """Decompositions of a network's layers, by layer and scheme.
+
+    Attributes:
+        metrics: the metric of the truncation by layer; layers without one are truncated by their weights alone.
+        wanted: "auto" for all schemes that fit a layer, or the name of one.
+        by_layer: names of schemes for single layers.
+        round_ranks: ranks are multiples of this, or full.
+        on_progress: called with (layers done, layers in all) as they are decomposed.
+    """
+
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    wanted: str = "auto"
+    by_layer: Mapping[str, str] = field(default_factory=dict)
+    round_ranks: int = 1
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+    _kept: dict[tuple[str, str], Decomposition] = field(default_factory=dict)
+    _kept_bytes: int = 0
+    _choices: dict[tuple[str, int | None], Choices] = field(default_factory=dict)
+
+    def choices(self, candidates: Sequence[Candidate], *, wanted_rank: int | None = None) -> dict[str, Choices]:
+        """Returns the options of every layer; what was found before is not computed again.
+
+        Args:
+            candidates: layers that may be factorised.
+            wanted_rank: see `list_choices`.
+        """
+        missing = [one for one in candidates if (one.name, wanted_rank) not in self._choices]
+        # The largest first, so that the cores finish together.
+        missing.sort(key=lambda one: -one.layer.weight.numel() if one.layer is not None else 0)
+        with _one_thread_each(len(missing)) as pool:
+            found = pool.map(lambda one: self._decompose(one, wanted_rank), missing)
+            for done, (candidate, choices) in enumerate(zip(missing, found, strict=True), start=1):
+                self._choices[candidate.name, wanted_rank] = choices
+                self.on_progress(done, len(missing))
+        return {one.name: self._choices[one.name, wanted_rank] for one in candidates}
+
+    def low_rank_layer(self, name: str, layer: PlainLayer, scheme: str, ranks: tuple[int, ...]) -> LowRankLayer:
+        """Returns the layer in a scheme's form at some ranks; its bias is not set.
+
+        Args:
+            name: of the layer.
+            layer: the dense layer.
+            scheme: the scheme's name.
+            ranks: as the scheme takes them.
+        """
+        found = find_scheme(scheme)
+        decomposition = self._kept.get((name, scheme)) or found.decompose(layer, self.metrics.get(name))
+        low_rank = found.build(layer, ranks)
+        decomposition.fill_(low_rank, ranks)
+        return low_rank
+
+    def _decompose(self, candidate: Candidate, wanted_rank: int | None) -> Choices:
+        name, layer = candidate.name, candidate.layer
+        assert layer is not None  # a candidate that may be factorised has one
+        schemes = schemes_for(layer, name, self.by_layer.get(name, self.wanted))
+        schemes = [one for one in schemes if self._can_measure(name, one)] or [find_scheme("matrix")]
+        decompositions = {one: one.decompose(layer, self.metrics.get(name)) for one in schemes}
+        choices = list_choices(
+            layer, candidate.calls, decompositions, wanted_rank=wanted_rank, round_ranks=self.round_ranks
+        )
+        for number, (scheme, decomposition) in enumerate(decompositions.items()):
+            useful = choices.useful & (choices.schemes == number)
+            if wanted_rank is None and bool(useful.any()):
+                self._keep(name, scheme, decomposition, choices.ranks[useful].max(0).values.tolist())
+        return choices
+
+    def _keep(self, name: str, scheme: Scheme, decomposition: Decomposition, largest: Sequence[int]) -> None:
+        needed = decomposition.keep_([rank for rank in largest if rank > 0])
+        if self._kept_bytes + needed <= KEPT_BYTES:
+            self._kept_bytes += needed
+            self._kept[name, scheme.name] = decomposition
+
+    def _can_measure(self, name: str, scheme: Scheme) -> bool:
+        metric = self.metrics.get(name)
+        return metric is None or not scheme.needs_input_gram or metric.input_gram is not None
+
+
+@contextmanager
+def _one_thread_each(tasks: int) -> Iterator[ThreadPoolExecutor]:
+    """Yields a pool of as many workers as torch has threads, each of which computes with one: LAPACK scales badly."""
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, tasks, os.cpu_count() or 1))
+    torch.set_num_threads(max(1, threads // workers))
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)

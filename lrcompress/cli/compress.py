@@ -117,6 +117,9 @@ def compress(
     training: dict[str, Any],
     load: "LoadOptions",
     seed: SeedOption = 0,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Time both models, which needs both in memory at once.")
+    ] = True,
     device: DeviceOption = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     as_json: JsonOption = False,
@@ -162,6 +165,7 @@ def compress(
         seed=seed,
         layers=planning.layer_options(),
         calibration=planning.calibration(seed),
+        timing=timing,
         device=device,
         overwrite=overwrite,
         command=typed_command(),

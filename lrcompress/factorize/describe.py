@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lrcompress.linalg import condition_number, stable_rank
+from lrcompress.memory import release_pages
 from lrcompress.nn import (
     LowRankLayer,
     LowRankLinear,
@@ -43,6 +44,8 @@ def describe_layers(
         sigma = find_scheme(layer.scheme).spectrum(module)
         weight = original.weight.detach().double()
         dense_norm = float(torch.linalg.vector_norm(weight))
+        error = float(torch.linalg.vector_norm(weight - dense_weight(module))) / dense_norm
+        release_pages(original.weight)
         kappa = condition_number(sigma)
         records.append(
             LayerRecord(
@@ -52,7 +55,7 @@ def describe_layers(
                 layer.scheme,
                 ranks=layer.ranks if layer.scheme != "matrix" else (_rank(module),),
                 parameters=sum(factor.numel() for factor in module.parameters() if factor.ndim > 1),
-                relative_error=float(torch.linalg.vector_norm(weight - dense_weight(module))) / dense_norm,
+                relative_error=error,
                 sigma_max=float(sigma[0]),
                 sigma_min=float(sigma[-1]),
                 kappa=kappa if math.isfinite(kappa) else None,  # JSON has no infinity

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import OptionError
 from lrcompress.linalg import truncated_svd
+from lrcompress.memory import release_pages, trim_heap
 from lrcompress.nn import (
     LowRankLayer,
     PlainLayer,
@@ -51,7 +52,9 @@ def factorize(
         replacement = decomposer.low_rank_layer(name, layer, layer_plan.scheme, layer_plan.ranks)
         _set_bias_(replacement, layer.bias)
         replace_module_(low_rank, name, replacement)
+        release_pages(layer.weight)
         on_progress(done, len(planned))
+    trim_heap()
     return low_rank
 
 

@@ -58,6 +58,7 @@ class CompressOptions:
         layers: which layers are factorised, and how; without effect on a plan, which says so itself.
         calibration: the images whose activations are the metric of the truncation; None truncates the weights alone.
             A plan brings its own.
+        timing: whether both models are timed, which needs both in memory at once.
         device: where to compute.
         overwrite: whether existing outputs may be replaced.
         command: what the user typed, for the report.
@@ -72,6 +73,7 @@ class CompressOptions:
     seed: int = 0
     layers: LayerOptions = field(default_factory=LayerOptions)
     calibration: Calibration | None = None
+    timing: bool = True
     device: str = "cpu"
     overwrite: bool = False
     command: str = "lrcompress.compress(…)"
@@ -137,14 +139,17 @@ def compress(
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     compressed = PixelModel(model, loaded.preprocessing).to(options.device)
-    observer.on_stage("timing both models")
+    latency = None
+    if options.timing:
+        observer.on_stage("timing both models")
+        latency = measure_latency(baseline, compressed, loaded.preprocessing.input_size)
     report = build_report(
         packed.manifest,
         artifact=path,
         artifact_bytes=packed.size,
         artifact_sha256=packed.sha256,
         training_log=[asdict(entry) for entry in tuning.log] if tuning else None,
-        latency=measure_latency(baseline, compressed, loaded.preprocessing.input_size),
+        latency=latency,
     )
     if test is not None:
         observer.on_stage(f"measuring accuracy on {test.description}")

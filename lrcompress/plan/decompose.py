@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from lrcompress.memory import trim_heap
 from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.plan.choices import Choices, list_choices
 from lrcompress.plan.layers import Candidate
 from lrcompress.schemes import Decomposition, Metric, Scheme, find_scheme, schemes_for
 
 # Bases that are kept between planning and factorising; what does not fit is decomposed a second time.
-KEPT_BYTES = 128 * 2**20
+KEPT_BYTES = 96 * 2**20
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Decomposer:
             for done, (candidate, choices) in enumerate(zip(missing, found, strict=True), start=1):
                 self._choices[candidate.name, wanted_rank] = choices
                 self.on_progress(done, len(missing))
+        trim_heap()
         return {one.name: self._choices[one.name, wanted_rank] for one in candidates}
 
     def low_rank_layer(self, name: str, layer: PlainLayer, scheme: str, ranks: tuple[int, ...]) -> LowRankLayer:

@@ -9,26 +9,30 @@ see 256 training images, without their labels.
 
 import argparse
 import json
+from collections import Counter
 
 import torch
 from results import read_results, write_results
 
 from lrcompress.checkpoint import LoadOptions, load_checkpoint
-from lrcompress.data import ImageSet, iterate_batches, open_images, random_subset
-from lrcompress.factorize import factorize, fold_
+from lrcompress.data import ImageSet, open_images
+from lrcompress.factorize import factorize
 from lrcompress.measure import count_macs, count_parameters, predict_correct
 from lrcompress.models import PixelModel
-from lrcompress.plan import Budget, RankPolicy, Tolerance, UniformRank, find_layers, make_plan, output_grams
+from lrcompress.pipeline.planning import calibrate_loaded
+from lrcompress.plan import Budget, Calibration, Decomposer, RankPolicy, Tolerance, UniformRank, find_layers, make_plan
 from lrcompress.robustness import wilson_interval
 
 ARCH = "benchmarks/networks.py:vgg11_bn"
-BUDGETS: list[RankPolicy] = [Budget(fraction=fraction) for fraction in (0.5, 0.4, 0.3, 0.2, 0.15, 0.1)]
-# Each policy from mild to strong.
-POLICIES: dict[str, list[RankPolicy]] = {
-    "uniform rank": [UniformRank(rank) for rank in (160, 128, 96, 64, 48, 32)],
-    "tolerance": [Tolerance(tol) for tol in (0.4, 0.5, 0.6, 0.65, 0.7, 0.75)],
-    "budget": BUDGETS,
-    "budget + calibration": BUDGETS,
+BUDGETS: list[RankPolicy] = [Budget(fraction=fraction) for fraction in (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)]
+# Name: (scheme, calibrated, policies from mild to strong).
+POLICIES: dict[str, tuple[str, bool, list[RankPolicy]]] = {
+    "uniform rank": ("matrix", False, [UniformRank(rank) for rank in (160, 96, 64, 48, 32, 24, 16)]),
+    "tolerance": ("auto", False, [Tolerance(tol) for tol in (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)]),
+    "budget, matrix form": ("matrix", False, BUDGETS),
+    "budget": ("auto", False, BUDGETS),
+    "budget + calibration, matrix form": ("matrix", True, BUDGETS),
+    "budget + calibration": ("auto", True, BUDGETS),
 }
 
 
@@ -44,24 +48,21 @@ def run(data: str) -> dict[str, object]:
     images = open_images(data, "test", input_size=size)
     parameters, macs = count_parameters(loaded.model), count_macs(loaded.model, size)
     dense = accuracy(PixelModel(loaded.model, loaded.preprocessing), images)
-    pixel_model = PixelModel(loaded.model, loaded.preprocessing)
-    sample = random_subset(open_images(data, "train", input_size=size), 256, seed=0)
-    names = [f"network.{layer.name}" for layer in find_layers(loaded.model, size) if not layer.reason]
-    grams = output_grams(pixel_model, names, (pixels for pixels, _ in iterate_batches(sample, batch_size=32)))
-    calibrated = {name.removeprefix("network."): gram for name, gram in grams.items()}
+    candidates = [one for one in find_layers(loaded.model, size) if not one.reason]
+    metrics = calibrate_loaded(loaded, Calibration(data), candidates)
     rows = []
-    for name, policies in POLICIES.items():
-        metric = calibrated if "calibration" in name else {}
+    for name, (scheme, calibrated, policies) in POLICIES.items():
+        decomposer = Decomposer(metrics if calibrated else {}, wanted=scheme)
         for policy in policies:
-            plan = make_plan(loaded.model, policy, input_size=size, output_grams=metric)
-            model = fold_(factorize(loaded.model, plan, output_grams=metric))
+            plan = make_plan(loaded.model, policy, input_size=size, decomposer=decomposer)
+            model = factorize(loaded.model, plan, decomposer=decomposer)
             rows.append(
                 {
                     "policy": name,
                     "settings": policy.describe(),
                     "parameters": count_parameters(model) / parameters,
                     "macs": count_macs(model, size) / macs,
-                    "layers_factorized": len(plan.factorized()),
+                    "schemes": dict(Counter(layer.scheme for layer in plan.factorized().values())),
                     **accuracy(PixelModel(model, loaded.preprocessing), images),
                 }
             )

@@ -67,9 +67,9 @@ def nested_features(
     features = (leading.flip(1).T / root) @ vectors.T
     # (D ⊗ I) C (D ⊗ I)ᵀ and W C (D ⊗ I)ᵀ, one side after the other.
     half = torch.einsum("ac,cpdq->apdq", features, blocks).flatten(0, 1)
-    moved = torch.einsum("xdq,bd->xbq", half.unflatten(1, (channels, positions)), features).flatten(1)
+    moved = torch.einsum("xdq,bd->xbq", half, features).flatten(1)
     triangle = torch.linalg.cholesky(moved)
-    outputs = kernel.flatten(1) @ half.T
+    outputs = kernel.flatten(1) @ half.flatten(1).T
     coefficients = torch.linalg.solve_triangular(triangle, outputs.T, upper=False).T
     total = float((kernel.flatten(1) @ C * kernel.flatten(1)).sum())
     return NestedFeatures(features, coefficients.unflatten(1, (channels, positions)), triangle, total)

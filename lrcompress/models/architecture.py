@@ -129,9 +129,13 @@ def build_model(architecture: Architecture, *, without_weights: bool = False) ->
             f"`{architecture.label}` is no architecture of the installed {architecture.framework}",
             hint=f"similar names: {', '.join(nearest_names(architecture.name)) or 'none'}",
         )
+    build = functools.partial(_BUILDERS[architecture.framework], architecture.name)
+    if without_weights and known is not None:
+        # Some need values of their parameters while they are built; those are built whole, and what is wrong told then.
+        with contextlib.suppress(Exception), _parameters_on_meta():
+            return build(dict(architecture.arguments)).eval()
     try:
-        with _parameters_on_meta() if without_weights and known is not None else contextlib.nullcontext():
-            model = _BUILDERS[architecture.framework](architecture.name, dict(architecture.arguments))
+        model = build(dict(architecture.arguments))
     except ArchitectureError:
         raise
     # A factory may raise anything on arguments it does not take.

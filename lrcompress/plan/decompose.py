@@ -77,14 +77,18 @@ class Decomposer:
         assert layer is not None  # a candidate that may be factorised has one
         schemes = schemes_for(layer, name, self.by_layer.get(name, self.wanted))
         schemes = [one for one in schemes if self._can_measure(name, one)] or [find_scheme("matrix")]
+        if wanted_rank is not None:
+            schemes = schemes[:1]  # one rank for all compares ranks, not schemes
         decompositions = {one: one.decompose(layer, self.metrics.get(name)) for one in schemes}
         choices = list_choices(
             layer, candidate.calls, decompositions, wanted_rank=wanted_rank, round_ranks=self.round_ranks
         )
         for number, (scheme, decomposition) in enumerate(decompositions.items()):
-            useful = choices.useful & (choices.schemes == number)
-            if wanted_rank is None and bool(useful.any()):
-                self._keep(name, scheme, decomposition, choices.ranks[useful].max(0).values.tolist())
+            possible = choices.useful & (choices.schemes == number)
+            if choices.wanted is not None:
+                possible[choices.wanted] = True  # full rank, say
+            if bool(possible.any()):
+                self._keep(name, scheme, decomposition, choices.ranks[possible].max(0).values.tolist())
         return choices
 
     def _keep(self, name: str, scheme: Scheme, decomposition: Decomposition, largest: Sequence[int]) -> None:

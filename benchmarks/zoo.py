@@ -1,0 +1,344 @@
+"""Every classification architecture of timm and torchvision: build, plan, factorise, save, load, compare.
+
+    python benchmarks/zoo.py                  # all of them, smallest first: hours; goes on where it was stopped
+    python benchmarks/zoo.py resnet50 levit   # those whose names contain one of the words, again
+    python benchmarks/zoo.py --page           # writes docs/coverage.md from the results
+    python benchmarks/zoo.py --summary        # prints the committed figures and runs nothing
+
+An architecture passes if
+
+- factorising every layer at full rank, first layer and classifier included, reproduces the logits to 1e-3 relative;
+- every parameter with two or more dimensions has a scheme, or a reason why it stays dense;
+- compressed to half its parameters, or as far as it can be, without data, it is saved and loaded bit for bit, has the
+  number of parameters that its plan says, and its file is no larger than that of the dense weights.
+
+Weights are random, with every bias, statistic and zero-initialised weight disturbed, so that nothing hides. Those that
+need more than 16 GiB are built, planned, replaced and run on the meta device, where all but the values is checked.
+"""
+
+import argparse
+import collections
+import json
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import FOLDER, write_results
+from torch import nn
+
+from lrcompress.artifact import Cost, Manifest, installed_versions, load_artifact, pack_artifact, save_artifact
+from lrcompress.artifact.tensors import iterate_file
+from lrcompress.errors import OptionError
+from lrcompress.factorize import describe_layers, factorize
+from lrcompress.measure import count_parameters, run_without_values
+from lrcompress.models import Architecture, build_model, default_preprocessing, known_architectures
+from lrcompress.nn import expose_, replace_module_, twin
+from lrcompress.plan import Budget, CompressionPlan, Decomposer, FullRank, Smallest, find_layers, make_plan
+from lrcompress.schemes import find_scheme
+
+LOG = Path("runs/zoo.jsonl")
+PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
+TOLERANCE, SEED, SHARE = 1e-3, 0, 0.5
+# Dense and full-rank weights in float32, the latter up to twice as many, and room for activations.
+LARGEST = 1_200_000_000
+
+
+def parameters_of(architectures: list[Architecture]) -> dict[str, int]:
+    """Returns the numbers of parameters by label; those found once are kept beside the log."""
+    path = LOG.with_name("zoo_parameters.json")
+    sizes = json.loads(path.read_text()) if path.exists() else {}
+    for one in architectures:
+        if one.label not in sizes:
+            sizes[one.label] = count_parameters(build_model(one, without_weights=True))
+    path.write_text(json.dumps(sizes))
+    return sizes
+
+
+def disturb_(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+
+    def noise(value: torch.Tensor) -> torch.Tensor:
+        return torch.randn(value.shape, generator=generator)
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim < 2:
+                parameter.add_(0.02 * noise(parameter))
+            elif not parameter.any():
+                parameter.copy_(noise(parameter) / parameter[0].numel() ** 0.5)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                module.running_mean.copy_(0.02 * noise(module.running_mean))
+                module.running_var.mul_(1 + 0.1 * torch.rand(module.running_var.shape, generator=generator))
+
+
+def input_size_of(architecture: Architecture, model: nn.Module) -> tuple[int, int, int]:
+    """Returns a small input where the architecture takes any, its own otherwise."""
+    channels, height, width = default_preprocessing(architecture, model).input_size
+    config = getattr(model, "pretrained_cfg", None) or {}
+    is_fixed = config.get("fixed_input_size", True) if architecture.framework == "timm" else False
+    if is_fixed or height <= 128 or architecture.name.startswith(("vit", "swin", "maxvit", "inception_v3")):
+        return channels, height, width
+    return channels, 128, 128
+
+
+def measure(architecture: Architecture) -> dict[str, Any]:
+    """Returns the figures of an architecture; raises AssertionError with what does not hold."""
+    torch.manual_seed(SEED)
+    model = build_model(architecture)
+    disturb_(model)
+    size = input_size_of(architecture, model)
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(SEED))
+    with torch.no_grad():
+        expected = model(image)
+    assert torch.isfinite(expected).all(), "the dense logits are not finite"
+    decomposer = Decomposer()
+    full = make_plan(
+        model, FullRank(), input_size=size, include_first=True, include_classifier=True, decomposer=decomposer
+    )
+    check_is_complete(model, full)
+    factorized = factorize(model, full, decomposer=decomposer)
+    with torch.no_grad():
+        error = float((factorized(image) - expected).norm() / expected.norm())
+    del factorized
+    assert error <= TOLERANCE, f"at full rank the logits differ by {error:.1e}"
+    decomposer = Decomposer()
+    try:
+        plan = make_plan(model, Budget(fraction=SHARE), input_size=size, decomposer=decomposer)
+    except OptionError:
+        plan = make_plan(model, Smallest(), input_size=size, decomposer=decomposer)
+    small = factorize(model, plan, decomposer=decomposer)
+    before, after = count_parameters(model), count_parameters(small)
+    assert after == before - plan.removed_parameters(), "the plan counts other parameters than the model has"
+    dense_bytes = sum(len(piece) for piece in iterate_file(dict(model.state_dict()), {"format": "pt"}))
+    file_bytes = check_file(architecture, model, small, plan, image)
+    assert not plan.factorized() or file_bytes <= dense_bytes, f"the file grows: {file_bytes} > {dense_bytes} bytes"
+    errors = [layer.relative_error or 0.0 for layer in plan.factorized().values()]
+    return {
+        "parameters": before,
+        "kept": after / before,
+        "bytes": file_bytes / dense_bytes,
+        "full_rank_error": error,
+        "largest_layer_error": max(errors, default=0.0),
+        **counts(full, plan),
+    }
+
+
+def measure_on_meta(architecture: Architecture) -> dict[str, Any]:
+    """Returns the figures of an architecture whose values do not fit: the same but for errors and bytes."""
+    model = build_model(architecture, without_weights=True)
+    size = default_preprocessing(architecture, model).input_size
+    exposed = expose_(twin(model))
+    candidates = find_layers(model, size, include_first=True, include_classifier=True)
+    assert all(one.reason or one.layer is not None for one in candidates)
+    before, removed, schemes = count_parameters(model), 0, collections.Counter()
+    for one in candidates:
+        if one.reason or one.layer is None:
+            continue
+        scheme = find_scheme("matrix")
+        m, n = one.layer.weight.shape[0], one.layer.weight[0].numel()
+        ranks = (max(1, m * n // (2 * (m + n))),)
+        low_rank = scheme.build(one.layer, ranks)
+        weights = sum(factor.numel() for factor in low_rank.parameters() if factor.ndim > 1)
+        assert weights == int(scheme.parameters(one.layer, torch.tensor([ranks]))[0])
+        replace_module_(exposed, one.name, low_rank)
+        removed += one.layer.weight.numel() - weights
+        schemes["matrix"] += 1
+    assert count_parameters(exposed) == before - removed
+    shape = run_without_values(exposed, size, lambda network, image: tuple(network(image).shape))
+    assert len(shape) == 2
+    reasons = collections.Counter(plain_reason(one.reason) for one in candidates if one.reason)
+    return {
+        "parameters": before,
+        "kept": count_parameters(exposed) / before,
+        "schemes": dict(schemes),
+        "layers": len(candidates),
+        "reasons": dict(reasons),
+        "on_meta": True,
+    }
+
+
+def check_is_complete(model: nn.Module, plan: CompressionPlan) -> None:
+    planned = {layer.name for layer in plan.layers}
+    for name, parameter in expose_(twin(model)).named_parameters():
+        if parameter.ndim >= 2:
+            assert name in planned or name.removesuffix(".weight") in planned, f"`{name}` is not in the plan"
+    silent = [layer.name for layer in plan.layers if layer.scheme == "dense" and not layer.reason]
+    assert not silent, f"`{silent[0]}` stays dense without a reason"
+
+
+def check_file(
+    architecture: Architecture, model: nn.Module, small: nn.Module, plan: CompressionPlan, image: torch.Tensor
+) -> int:
+    """Returns the size of the compressed file in bytes, after a look at what is loaded from it."""
+    manifest = Manifest(
+        architecture=architecture,
+        preprocessing=default_preprocessing(architecture, model),
+        num_classes=1000,
+        class_names=(),
+        dtype="float32",
+        layers=describe_layers(model, small, plan),
+        recipe={"plan": dict(plan.policy), "guaranteed_tol": None},
+        source={"path": "zoo", "sha256": "0" * 64, "bytes": 0, "weight_bytes": 0, "match": "by name"},
+        baseline=Cost(count_parameters(model), 0, 0),
+        compressed=Cost(count_parameters(small), 0, 0),
+        shared={},
+        tensors_sha256="",
+        versions=installed_versions(),
+    )
+    packed = pack_artifact(small.eval(), manifest)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "out.safetensors"
+        save_artifact(path, packed)
+        loaded = load_artifact(path).model
+        size = path.stat().st_size
+    with torch.no_grad():
+        assert torch.equal(loaded(image), small(image)), "the loaded network computes something else"
+    return size
+
+
+def counts(full: CompressionPlan, plan: CompressionPlan) -> dict[str, Any]:
+    schemes = collections.Counter(layer.scheme for layer in plan.factorized().values())
+    reasons = collections.Counter(plain_reason(layer.reason) for layer in full.layers if layer.scheme == "dense")
+    return {"schemes": dict(schemes), "layers": len(full.layers), "reasons": dict(reasons)}
+
+
+def plain_reason(reason: str) -> str:
+    return reason.partition(" `")[0].partition(":")[0]
+
+
+def run(words: list[str]) -> None:
+    LOG.parent.mkdir(exist_ok=True)
+    done = {entry["name"]: entry for entry in read_log()}
+    every = [
+        Architecture(framework, name) for framework, names in known_architectures().items() for name in sorted(names)
+    ]
+    wanted = [one for one in every if any(word in one.name for word in words)] if words else every
+    wanted = [one for one in wanted if words or one.label not in done or done[one.label].get("started")]
+    sizes = parameters_of(wanted)
+    for architecture in sorted(wanted, key=lambda one: sizes[one.label]):
+        label, started = architecture.label, time.perf_counter()
+        entry: dict[str, Any] = {"name": label}
+        if done.get(label, {}).get("started"):
+            append(entry | {"passed": False, "reason": "the process was killed, for lack of memory perhaps"})
+            continue
+        append(entry | {"started": True})
+        try:
+            entry |= (measure if sizes[label] <= LARGEST else measure_on_meta)(architecture)
+            entry["passed"] = True
+        except Exception as error:
+            entry |= {"passed": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+            traceback.print_exc()
+        entry["seconds"] = round(time.perf_counter() - started, 1)
+        append(entry)
+        print(json.dumps(entry), flush=True)
+    collect()
+
+
+def append(entry: dict[str, Any]) -> None:
+    with LOG.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def read_log() -> list[dict[str, Any]]:
+    """Returns the last entry of every architecture."""
+    if not LOG.exists():
+        return []
+    lines = [json.loads(line) for line in LOG.read_text().splitlines()]
+    return list({entry["name"]: entry for entry in lines}.values())
+
+
+def collect() -> None:
+    """Writes what the log holds to the committed results."""
+    entries = sorted((one for one in read_log() if "passed" in one), key=lambda one: one["name"])
+    known = sum(len(names) for names in known_architectures().values())
+    write_results("zoo", "zoo", {"known": known, "share": SHARE, "seed": SEED, "architectures": entries})
+
+
+def read() -> dict[str, Any]:
+    return json.loads((FOLDER / "zoo.json").read_text())["zoo"]
+
+
+def summary() -> dict[str, Any]:
+    results = read()
+    entries = results["architectures"]
+    return {
+        "passed": sum(one["passed"] for one in entries),
+        "total": results["known"],
+        "not_run": results["known"] - len(entries),
+        "failed": {one["name"]: one["reason"] for one in entries if not one["passed"]},
+    }
+
+
+def page() -> str:
+    """Returns docs/coverage.md."""
+    results, figures = read(), summary()
+    where = results["circumstances"]
+    versions = where["versions"]
+    lines = [
+        "# Coverage",
+        "",
+        f"Made by `python benchmarks/zoo.py`, then `--page`, from `benchmarks/results/zoo.json`: {figures['passed']:,} "
+        f"of the {figures['total']:,}",
+        f"classification architectures of timm {versions['timm']} and torchvision {versions['torchvision']} pass, "
+        f"{len(figures['failed'])} fail, {figures['not_run']} have not been run yet.",
+        "",
+        "An architecture passes if factorising all its layers at full rank reproduces its logits to 1e-3 relative,",
+        "every weight has a scheme or a reason why it stays dense, and, compressed without data to half its parameters",
+        "or as far as it can be, it is saved and loaded bit for bit in a file no larger than that of the dense weights.",
+        "Weights are random (seed 0), so nothing is said of accuracy. Those marked *meta* would not fit into 16 GiB:",
+        "everything but the values was checked.",
+        "",
+        f"{where['date']}, commit {where['commit']}, {where['machine']}.",
+        "",
+    ]
+    failed = [one for one in results["architectures"] if not one["passed"]]
+    if failed:
+        lines += ["## Failed", "", "| architecture | why |", "| --- | --- |"]
+        lines += [f"| {one['name']} | {one['reason']} |" for one in failed] + [""]
+    lines += [
+        "## Passed",
+        "",
+        "“Layers” counts all weights with two or more dimensions; “dense” gives the reasons of those that no option",
+        "factorises. Schemes are those of the compressed network, M for matrix, S for spatial, T for Tucker-2, Q for",
+        "qkv split. “Error” is that of the logits at full rank.",
+        "",
+        "| architecture | layers | schemes | dense | parameters | kept | error |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [row(one) for one in results["architectures"] if one["passed"]]
+    return "\n".join(lines) + "\n"
+
+
+def row(entry: dict[str, Any]) -> str:
+    letters = {"matrix": "M", "spatial": "S", "tucker2": "T", "split": "Q"}
+    schemes = " ".join(f"{letters[name]}{count}" for name, count in sorted(entry["schemes"].items())) or "–"
+    reasons = "; ".join(f"{count} {reason}" for reason, count in sorted(entry["reasons"].items()))
+    error = "*meta*" if entry.get("on_meta") else f"{entry['full_rank_error']:.0e}"
+    kept = f"{100 * entry['kept']:.1f} %"
+    return (
+        f"| {entry['name']} | {entry['layers']} | {schemes} | {reasons or '–'} | {entry['parameters']:,} | {kept} | "
+        f"{error} |"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="parts of names")
+    parser.add_argument("--collect", action="store_true", help="write what has been run so far to the results")
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--summary", action="store_true")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.summary:
+        print(json.dumps(summary(), indent=1))
+    elif arguments.collect:
+        collect()
+    elif arguments.page:
+        PAGE.write_text(page())
+    else:
+        run(arguments.words)

@@ -127,7 +127,7 @@ def exactness() -> dict:
     import torch
 
     from lrcompress.artifact import Cost, Manifest, installed_versions, load_artifact, pack_artifact, save_artifact
-    from lrcompress.factorize import describe_layers, factorize, fold_
+    from lrcompress.factorize import describe_layers, factorize
     from lrcompress.models import Architecture, build_model, default_preprocessing
     from lrcompress.plan import FullRank, make_plan
 
@@ -144,7 +144,7 @@ def exactness() -> dict:
         preprocessing = default_preprocessing(architecture, model)
         images = torch.rand(2, *preprocessing.input_size)
         plan = make_plan(model, FullRank(), input_size=preprocessing.input_size, include_classifier=True)
-        low_rank = fold_(factorize(model, plan))
+        low_rank = factorize(model, plan)
         zero = Cost(1, 1, 1)
         manifest = Manifest(
             architecture=architecture,

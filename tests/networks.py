@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lrcompress.data import ImageSet
+from lrcompress.nn import SameConv2d
 
 # Rows and columns: tall, square, wide, and the degenerate ones.
 SHAPES = [(12, 5), (7, 7), (4, 19), (1, 6), (6, 1), (1, 1)]
@@ -31,6 +32,71 @@ CONVOLUTIONS = {
     "circular, same": lambda: nn.Conv2d(3, 5, (2, 4), padding="same", padding_mode="circular"),
     "replicate, valid": lambda: nn.Conv2d(3, 5, 3, padding="valid", padding_mode="replicate"),
 }
+
+SAME_CONVOLUTIONS = {
+    "SAME": lambda: SameConv2d(4, 6, 3, stride=2),
+    "SAME, no stride": lambda: SameConv2d(3, 5, (5, 3), bias=False),
+    "SAME, not square": lambda: SameConv2d(3, 5, (2, 5), stride=(3, 1), dilation=(2, 1)),
+}
+
+OTHER_AXES = {
+    "1d": lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1),
+    "1d, circular": lambda: nn.Conv1d(3, 7, 4, padding="same", padding_mode="circular", bias=False),
+    "3d": lambda: nn.Conv3d(3, 5, (3, 2, 3), stride=(2, 1, 2), padding=(1, 0, 2)),
+    "3d, replicate": lambda: nn.Conv3d(2, 7, 2, padding=1, padding_mode="replicate", dilation=(1, 2, 1), bias=False),
+    "3d, one wide": lambda: nn.Conv3d(3, 4, (3, 1, 1), padding=(1, 0, 0)),
+}
+
+GROUPED_CONVOLUTIONS = {
+    "groups": lambda: nn.Conv2d(8, 12, 3, stride=2, padding=1, groups=4),
+    "groups, 1x1": lambda: nn.Conv2d(8, 6, 1, groups=2, bias=False),
+    "groups, reflect": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", groups=2),
+    "groups, SAME": lambda: SameConv2d(6, 9, 3, stride=2, groups=3),
+    "groups, 1d": lambda: nn.Conv1d(6, 4, 3, groups=2),
+    "groups, 3d": lambda: nn.Conv3d(4, 6, 2, groups=2),
+}
+
+TRANSPOSED_CONVOLUTIONS = {
+    "transposed 1d": lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1),
+    "transposed 2d": lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, dilation=2, output_padding=1),
+    "transposed 2d, not square": lambda: nn.ConvTranspose2d(5, 3, (2, 4), stride=(1, 3), padding=(0, 2), bias=False),
+    "transposed 3d": lambda: nn.ConvTranspose3d(3, 5, 2, stride=2),
+    "transposed 1d, groups": lambda: nn.ConvTranspose1d(6, 4, 3, groups=2),
+    "transposed 2d, groups": lambda: nn.ConvTranspose2d(6, 9, 3, stride=2, padding=1, groups=3),
+    "transposed 3d, groups": lambda: nn.ConvTranspose3d(4, 6, 2, stride=(1, 2, 1), output_padding=(0, 1, 0), groups=2),
+}
+
+DEPTHWISE_CONVOLUTIONS = {
+    "depthwise": lambda: nn.Conv2d(4, 4, 3, groups=4),
+    "depthwise, multiplied": lambda: nn.Conv2d(4, 8, 3, groups=4),
+    "depthwise, 1d": lambda: nn.Conv1d(4, 4, 3, groups=4),
+    "depthwise, transposed": lambda: nn.ConvTranspose2d(4, 4, 3, groups=4),
+}
+
+# Everything that has a low-rank form.
+ALL_LAYERS = (
+    LINEAR_LAYERS | CONVOLUTIONS | SAME_CONVOLUTIONS | OTHER_AXES | GROUPED_CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS
+)
+
+
+def example_input(layer: nn.Module, *, seed: int = 0) -> Tensor:
+    """Returns a batch that the layer takes, of its type."""
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(layer, nn.Linear):
+        shape: tuple[int, ...] = (2, 3, layer.in_features)
+    else:
+        shape = (2, layer.in_channels, *(9, 11, 6)[: len(layer.kernel_size)])
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(layer.weight.dtype)
+
+
+def with_weight(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Returns a copy of the layer with other values."""
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
 
 
 def random_matrix(m: int, n: int, *, seed: int = 0) -> Tensor:

@@ -1,3 +1,5 @@
+import contextlib
+import copy
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from lrcompress.errors import ArchitectureError
 from lrcompress.models import (
     Architecture,
+    assign_tensors_,
     build_model,
     default_preprocessing,
     is_custom_name,
@@ -241,3 +244,156 @@ def test_arguments_that_fetch_or_read_files_never_reach_the_framework(frameworks
     with pytest.raises(ArchitectureError, match=f"`{argument}` is no argument of an architecture"):
         build_model(Architecture(framework, "resnet18", {"num_classes": 3, argument: "x"}))
     assert frameworks_asked == []
+
+
+# Small networks and their images; some have buffers that are computed while they are built and are in no checkpoint.
+SMALL = {
+    "timm/test_resnet": ({}, (3, 32, 32)),
+    "timm/test_nfnet": ({}, (3, 32, 32)),
+    "timm/test_vit": ({"img_size": 32}, (3, 32, 32)),
+    "timm/swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 12, "depths": [1, 2, 1, 1]}, (3, 56, 56)),
+    "timm/eva02_tiny_patch14_224": ({"img_size": 56, "depth": 1}, (3, 56, 56)),
+    "timm/beit_base_patch16_224": ({"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}, (3, 32, 32)),
+    "torchvision/squeezenet1_1": ({"in_chans": 2}, (2, 64, 64)),
+    "torchvision/mnasnet0_5": ({}, (3, 32, 32)),
+}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def both(request):
+    """The same network with its weights, and without."""
+    arguments, size = SMALL[request.param]
+    architecture = parse_name(request.param, {"num_classes": 3, **arguments})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model(architecture), build_model(architecture, without_weights=True), size
+
+
+def test_without_weights_all_parameters_are_on_the_meta_device_and_else_nothing_is_different(both):
+    whole, empty, _ = both
+    assert str(empty) == str(whole)
+    assert not any(module.training for module in empty.modules())
+    theirs = dict(whole.named_parameters())
+    assert [name for name, _ in empty.named_parameters()] == list(theirs)
+    for name, parameter in empty.named_parameters():
+        assert parameter.is_meta
+        assert type(parameter) is nn.Parameter
+        assert (parameter.shape, parameter.dtype) == (theirs[name].shape, theirs[name].dtype)
+        assert parameter.requires_grad == theirs[name].requires_grad
+
+
+def test_without_weights_all_buffers_have_their_values(both):
+    whole, empty, _ = both
+    ours = dict(empty.named_buffers())
+    assert list(ours) == [name for name, _ in whole.named_buffers()]
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(ours[name], buffer)
+
+
+def test_given_its_tensors_a_network_without_weights_computes_what_the_whole_one_does(both):
+    whole, empty, size = both
+    empty, tensors = copy.deepcopy(empty), whole.state_dict()
+    assign_tensors_(empty, tensors)
+    for name, value in empty.state_dict().items():
+        assert value.data_ptr() == tensors[name].data_ptr()  # not copied
+    x = torch.rand(2, *size)
+    with torch.no_grad():
+        assert torch.equal(empty(x), whole(x))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "no_such_network"])
+def test_what_is_built_later_has_weights_again(name):
+    with contextlib.suppress(ArchitectureError):
+        build_model(Architecture("timm", name, {"no_such_argument": 1}), without_weights=True)
+    assert not nn.Linear(2, 2).weight.is_meta
+    assert not any(parameter.is_meta for parameter in build_model(parse_name("timm/test_resnet")).parameters())
+
+
+def test_without_weights_errors_are_told_as_with_weights():
+    for without_weights in (True, False):
+        with pytest.raises(
+            ArchitectureError, match=r"cannot build `timm/test_vit` with no_such_argument=1: .*no_such_"
+        ):
+            build_model(Architecture("timm", "test_vit", {"no_such_argument": 1}), without_weights=without_weights)
+
+
+def test_a_network_of_ones_own_is_always_built_whole(factory_file):
+    model = build_model(parse_name(f"{factory_file}:Net"), without_weights=True)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+    assert not model.training
+
+
+class LooksAtItsWeights(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(3, 4), nn.Linear(4, 2))
+        self.scale = self[0].weight.abs().max().item()
+
+
+def test_a_network_that_needs_values_while_it_is_built_is_built_whole(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: LooksAtItsWeights())
+    model = build_model(Architecture("timm", "resnet18", {}), without_weights=True)
+    assert model.scale == float(model[0].weight.detach().abs().max())
+    assert not model.training
+
+
+def test_a_network_of_timms_that_needs_values_is_built_whole():
+    arguments = {"img_size": 64, "embed_dim": 12, "depths": [1, 2, 1, 1], "num_classes": 3}
+    model = build_model(parse_name("timm/swinv2_tiny_window8_256", arguments), without_weights=True)
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.rand(1, 3, 64, 64))).all()
+
+
+class Tied(nn.Module):
+    """One parameter in three places, one of them a module that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.again = self.first
+        self.norm = nn.BatchNorm1d(3)
+        self.third.bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.norm(self.again(self.third(self.second(self.first(x)))))
+
+
+def test_parameters_that_are_one_stay_one():
+    source = Tied().eval()
+    with torch.device("meta"):
+        model = Tied().eval()
+    assign_tensors_(model, source.state_dict())
+    assert model.second.weight is model.first.weight is model.again.weight
+    assert model.third.weight is not model.first.weight
+    assert model.first.weight.data_ptr() == source.first.weight.data_ptr()
+    assert len(list(model.parameters())) == len(list(source.parameters()))
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in source.parameters()]
+    x = torch.randn(2, 3)
+    assert torch.equal(model(x), source(x))
+
+
+def test_without_weights_parameters_that_are_one_are_one(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: Tied())
+    model = build_model(Architecture("timm", "resnet18", {}), without_weights=True)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.second.weight is model.first.weight
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
+def test_tensors_that_are_not_those_of_the_network_are_refused(change):
+    model, tensors = Tied(), dict(Tied().state_dict())
+    if change == "missing":
+        del tensors["third.bias"]
+    elif change == "unexpected":
+        tensors["fourth.bias"] = torch.zeros(3)
+    else:
+        tensors["third.bias"] = torch.zeros(4)
+    with pytest.raises(RuntimeError, match=r"third\.bias|fourth\.bias"):
+        assign_tensors_(model, tensors)
+
+
+def test_tensors_take_their_type_with_them():
+    model = Tied()
+    assign_tensors_(model, Tied().double().state_dict())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert model.norm.running_mean.dtype == torch.float64

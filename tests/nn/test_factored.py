@@ -1,11 +1,19 @@
 import pytest
 import torch
-from networks import CONVOLUTIONS, LINEAR_LAYERS, relative_difference, tiny_mlp
+from networks import CONVOLUTIONS, LINEAR_LAYERS, SAME_CONVOLUTIONS, example_input, relative_difference, tiny_mlp
 from torch import nn
 
 from lrcompress.linalg import Factors
-from lrcompress.nn import FactoredLayer, count_shipped_parameters, factored_from_dense, factored_layers, is_matrix_layer
+from lrcompress.nn import (
+    FactoredLayer,
+    LowRankLinear,
+    MatrixConv,
+    count_shipped_parameters,
+    factored_from_dense,
+    factored_layers,
+)
 
+CONVOLUTIONS = CONVOLUTIONS | SAME_CONVOLUTIONS
 ALL_LAYERS = LINEAR_LAYERS | CONVOLUTIONS
 
 
@@ -17,12 +25,6 @@ def torch_factors(layer, rank):
 
 def full_rank(layer):
     return min(layer.weight.flatten(1).shape)
-
-
-def example_input(layer, *, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (2, 3, layer.in_features) if isinstance(layer, nn.Linear) else (2, layer.in_channels, 9, 11)
-    return torch.randn(shape, generator=generator)
 
 
 @pytest.mark.parametrize("make", ALL_LAYERS.values(), ids=ALL_LAYERS.keys())
@@ -40,6 +42,7 @@ def test_folding_changes_no_output_adds_no_bias_and_stores_two_factors_only(make
     rank = max(1, full_rank(dense) - 1)
     factored = factored_from_dense(dense, torch_factors(dense, rank))
     shipped, x = factored.fold(), example_input(dense)
+    assert type(shipped) is (LowRankLinear if isinstance(dense, nn.Linear) else MatrixConv)
     assert relative_difference(shipped(x), factored(x)) < 1e-5
     m, n = dense.weight.flatten(1).shape
     bias = 0 if dense.bias is None else m
@@ -64,7 +67,7 @@ def test_gradients_of_the_factors_are_those_of_the_chain_rule(make):
     U, S, V = factored.factors()
     with torch.no_grad():
         dense.weight.copy_((U @ S @ V.T).reshape(dense.weight.shape))
-    x = example_input(dense).double()
+    x = example_input(dense)
     dense(x).square().sum().backward()
     factored.ask_for_basis_gradients_(True)
     factored(x).square().sum().backward()
@@ -110,6 +113,19 @@ def test_a_change_of_rank_keeps_the_parameters_and_leaves_no_old_tensor_behind()
     assert layer.S.grad.shape == (2, 2)
 
 
+def test_the_shape_of_the_matrix_is_that_of_the_unfolded_kernel():
+    conv, linear = CONVOLUTIONS["not square"](), nn.Linear(7, 4)
+    assert factored_from_dense(conv, torch_factors(conv, 2)).matrix_shape == (5, 15)
+    assert factored_from_dense(linear, torch_factors(linear, 2)).matrix_shape == (4, 7)
+
+
+def test_folding_costs_one_rounding():
+    dense = nn.Linear(60, 50, bias=False)
+    factored = factored_from_dense(dense, torch_factors(dense, 40))
+    U, S, _ = factored.factors()
+    assert torch.equal(factored.fold().expand.weight, (U.double() @ S.double()).float())
+
+
 def test_detached_factors_do_not_train_the_layer():
     dense = nn.Linear(4, 4)
     layer = factored_from_dense(dense, torch_factors(dense, 2))
@@ -140,24 +156,6 @@ def test_layers_are_found_by_name_and_counted_as_they_would_be_shipped():
     assert isinstance(model[4], FactoredLayer)
     first, inner, head = 48 * 40 + 40, 5 * (40 + 24) + 24, 24 * 4 + 4
     assert count_shipped_parameters(model) == first + inner + head
-
-
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        (nn.Linear(2, 2), True),
-        (nn.Conv2d(2, 2, 1), True),
-        (nn.Conv2d(2, 2, 1, groups=2), False),
-        (nn.ConvTranspose2d(2, 2, 1), False),
-        (nn.Conv1d(2, 2, 1), False),
-        (nn.Embedding(2, 2), False),
-        (nn.MultiheadAttention(2, 1).out_proj, False),
-        (type("Scaled", (nn.Linear,), {})(2, 2), False),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_only_plain_linear_layers_and_ungrouped_convolutions_are_matrices(module, expected):
-    assert is_matrix_layer(module) is expected
 
 
 @pytest.mark.parametrize("make", ALL_LAYERS.values(), ids=ALL_LAYERS.keys())

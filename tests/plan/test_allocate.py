@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -6,90 +7,141 @@ import torch
 from lrcompress.plan.allocate import Allocation, allocate
 
 
-def layer(sigma, m, n):
-    squares = torch.tensor(sigma, dtype=torch.float64).square()
-    errors = torch.tensor([float(squares[rank:].sum() / squares.sum()) for rank in range(1, len(sigma))])
-    useful = (m * n - 1) // (m + n)
-    return Allocation(errors[:useful], m + n, m * n)
+def layer(costs, errors, dense_cost):
+    return Allocation(torch.tensor(costs, dtype=torch.int64), torch.tensor(errors, dtype=torch.float64), dense_cost)
 
 
-def random_layers(seed, count=3):
+def random_layers(seed, *, count=3, options=5):
+    """Layers whose options neither come in order nor lie on a line; some are worse than others in both respects."""
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for index in range(count):
-        m, n = (int(size) for size in torch.randint(6, 12, (2,), generator=generator))
-        sigma = torch.rand(min(m, n), generator=generator).pow(2).sort(descending=True).values
-        layers[f"layer {index}"] = layer(sigma.tolist(), m, n)
+        dense = int(torch.randint(20, 60, (1,), generator=generator))
+        costs = torch.randint(1, dense, (options,), generator=generator)
+        errors = torch.rand(options, generator=generator, dtype=torch.float64)
+        layers[f"layer {index}"] = Allocation(costs, errors, dense)
     return layers
 
 
-def cost(layers, ranks):
-    return sum(x.dense_cost if ranks[name] == 0 else ranks[name] * x.cost_per_rank for name, x in layers.items())
+def points(one):
+    """(cost, error) by option, the dense layer under None."""
+    listed = zip(one.costs.tolist(), one.squared_errors.tolist(), strict=True)
+    return {**dict(enumerate(listed)), None: (one.dense_cost, 0.0)}
 
 
-def error(layers, ranks):
-    return sum(0.0 if ranks[name] == 0 else float(x.squared_errors[ranks[name] - 1]) for name, x in layers.items())
+def total(layers, chosen):
+    """(cost, error) of the whole model."""
+    picked = [points(one)[chosen[name]] for name, one in layers.items()]
+    return sum(cost for cost, _ in picked), sum(error for _, error in picked)
 
 
-def all_choices(layers):
-    """Every combination of ranks, 0 for dense."""
-    for choice in itertools.product(*(range(len(x.squared_errors) + 1) for x in layers.values())):
-        yield dict(zip(layers, choice, strict=True))
+def all_totals(layers):
+    """(cost, error) of every combination there is."""
+    for choice in itertools.product(*(points(one) for one in layers.values())):
+        yield total(layers, dict(zip(layers, choice, strict=True)))
 
 
 def smallest(layers):
-    return sum(x.smallest_cost for x in layers.values())
+    return sum(min(cost for cost, _ in points(one).values()) for one in layers.values())
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_no_combination_of_the_same_cost_has_less_error_along_the_hull(seed):
-    """At budgets that the hull meets exactly the result is the best of all; elsewhere the budget is kept."""
+def dense(layers):
+    return sum(one.dense_cost for one in layers.values())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_result_is_the_best_of_all_combinations_wherever_one_price_explains_it(seed):
+    """The combination that is best when a unit of cost has some price is best of all that cost no more."""
     layers = random_layers(seed)
-    choices = [(cost(layers, c), error(layers, c)) for c in all_choices(layers)]
-    dense = sum(x.dense_cost for x in layers.values())
-    exact = 0
-    for budget in range(smallest(layers), dense + 1):
-        ranks = allocate(layers, budget)
-        used, found = cost(layers, ranks), error(layers, ranks)
+    everything = list(all_totals(layers))
+    found = set()
+    for price in torch.logspace(-5, 1, 60, dtype=torch.float64).tolist():
+        cost, error = min(everything, key=lambda pair: pair[1] + price * pair[0])
+        used, left = total(layers, allocate(layers, cost))
+        assert used <= cost
+        assert left <= error + 1e-12
+        found.add(cost)
+    assert len(found) >= 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_budget_is_kept_and_nothing_that_fits_is_left_unused(seed):
+    layers = random_layers(seed)
+    for budget in range(smallest(layers), dense(layers) + 5):
+        chosen = allocate(layers, budget)
+        used, _ = total(layers, chosen)
         assert used <= budget
-        best = min(e for c, e in choices if c <= budget)
-        # The best is never far: the steps on both sides of the budget enclose it.
-        exact += found <= best + 1e-12
-        cheaper = (
-            min(e for c, e in choices if c <= max(budget - max(x.dense_cost for x in layers.values()), 0))
-            if (budget - max(x.dense_cost for x in layers.values()) >= smallest(layers))
-            else float("inf")
-        )
-        assert found <= cheaper + 1e-12
-    assert exact > 0.5 * (dense - smallest(layers))
+        for name, one in layers.items():
+            cost, error = points(one)[chosen[name]]
+            assert not any(e < error and c - cost <= budget - used for c, e in points(one).values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_between_two_such_budgets_the_error_is_at_most_that_of_the_smaller_one(seed):
+    layers = random_layers(seed, options=4)
+    everything = sorted(all_totals(layers))
+    prices = torch.logspace(-5, 1, 60, dtype=torch.float64).tolist()
+    exact = {min(everything, key=lambda pair: (pair[1] + price * pair[0], pair[0])) for price in prices}
+    for budget in range(smallest(layers), dense(layers) + 1):
+        best = min(error for cost, error in everything if cost <= budget)
+        bound = min((error for cost, error in exact if cost <= budget), default=math.inf)
+        _, found = total(layers, allocate(layers, budget))
+        assert best - 1e-12 <= found <= bound + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_a_layers_options_is_of_no_matter(seed):
+    layers = random_layers(seed, options=8)
+    turned = {name: Allocation(x.costs.flip(0), x.squared_errors.flip(0), x.dense_cost) for name, x in layers.items()}
+    for budget in range(smallest(layers), dense(layers), 7):
+        assert total(layers, allocate(layers, budget)) == total(turned, allocate(turned, budget))
 
 
 def test_the_whole_budget_leaves_everything_dense():
     layers = random_layers(0)
-    assert set(allocate(layers, sum(x.dense_cost for x in layers.values())).values()) == {0}
+    assert set(allocate(layers, dense(layers)).values()) == {None}
 
 
-def test_the_smallest_budget_gives_rank_one_everywhere():
+def test_the_smallest_budget_gives_every_layer_its_cheapest_option():
     layers = random_layers(1)
-    assert set(allocate(layers, smallest(layers)).values()) == {1}
+    assert allocate(layers, smallest(layers)) == {name: int(one.costs.argmin()) for name, one in layers.items()}
     with pytest.raises(ValueError, match="1 too small"):
         allocate(layers, smallest(layers) - 1)
 
 
-def test_a_layer_that_no_rank_makes_smaller_stays_dense():
-    layers = {"narrow": Allocation(torch.zeros(0), 10, 9), "wide": layer([4.0, 2.0, 1.0, 0.5] * 2, 8, 8)}
-    assert allocate(layers, 9 + 16) == {"narrow": 0, "wide": 1}
+def test_of_options_that_cost_the_same_the_one_of_the_smallest_error_is_taken():
+    assert allocate({"a": layer([5, 5, 5], [0.3, 0.1, 0.2], 9)}, 6) == {"a": 1}
 
 
-def test_more_budget_never_gives_more_error_than_the_step_that_did_not_fit():
-    layers = random_layers(5)
-    budgets = range(smallest(layers), sum(x.dense_cost for x in layers.values()) + 1)
-    errors = [error(layers, allocate(layers, budget)) for budget in budgets]
-    assert errors[0] == max(errors)
-    assert errors[-1] == 0
+def test_an_option_that_is_worse_and_costs_more_is_never_taken():
+    layers = {"a": layer([2, 4, 6], [0.5, 0.7, 0.1], 9)}
+    assert [allocate(layers, budget)["a"] for budget in range(2, 10)] == [0, 0, 0, 0, 2, 2, 2, None]
 
 
-def test_the_layer_where_a_rank_removes_most_error_for_its_cost_gets_it():
-    steep = layer([1.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], 8, 8)
-    flat = layer([1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], 8, 8)
-    assert allocate({"steep": steep, "flat": flat}, 48) == {"steep": 2, "flat": 1}
+def test_a_layer_that_no_option_makes_cheaper_stays_dense():
+    layers = {"narrow": layer([], [], 9), "wide": layer([16, 32], [0.4, 0.1], 64)}
+    assert allocate(layers, 9 + 16) == {"narrow": None, "wide": 0}
+
+
+def test_the_layer_where_a_step_removes_most_error_for_its_cost_gets_it():
+    steep = layer([16, 32, 48], [0.5, 0.01, 0.005], 64)
+    flat = layer([16, 32, 48], [0.06, 0.05, 0.04], 64)
+    assert allocate({"steep": steep, "flat": flat}, 48) == {"steep": 1, "flat": 0}
+    dear = layer([16, 320, 480], [0.5, 0.01, 0.005], 640)
+    assert allocate({"dear": dear, "flat": flat}, 16 + 64) == {"dear": 0, "flat": None}
+
+
+def test_what_is_left_goes_to_a_step_beside_the_hull():
+    # By cost: 10 → 16 removes 0.3, but 10 → 30 is worth more for its cost and does not fit.
+    one = layer([10, 16, 30], [0.9, 0.6, 0.0625], 40)
+    assert allocate({"a": one}, 29) == {"a": 1}
+    assert allocate({"a": one}, 30) == {"a": 2}
+
+
+@pytest.mark.xfail(strict=True, reason="allocate: steps of equal worth are taken in the wrong order")
+@pytest.mark.parametrize("count", [12, 33])
+def test_a_flat_spectrum_whose_steps_are_all_worth_the_same_keeps_the_budget(count):
+    one = layer([3 * rank for rank in range(1, count)], [(count - rank) / count for rank in range(1, count)], 3 * count)
+    for budget in range(3, 3 * count + 1):
+        chosen = allocate({"a": one}, budget)["a"]
+        assert (count if chosen is None else chosen + 1) == budget // 3

@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from networks import matrix_with_spectrum, snapshot, tiny_cnn, tiny_mlp
+from torch import nn
 
 from lrcompress.errors import CheckpointError, OptionError
-from lrcompress.factorize import factorize, fold_
+from lrcompress.factorize import factorize
 from lrcompress.measure import count_macs, count_parameters
-from lrcompress.plan import Budget, FullRank, Tolerance, TrainingStart, make_plan
+from lrcompress.plan import Budget, Decomposer, FullRank, Smallest, Tolerance, TrainingStart, UniformRank, make_plan
 
 SIZE = (3, 4, 4)
 
@@ -27,9 +30,10 @@ def test_ranks_and_errors_are_those_of_the_prescribed_spectrum():
     model = mlp_with_spectra([4.0, 2.0, 1.0, 0.1], [3.0, 4.0][::-1])
     plan = by_name(make_plan(model, Tolerance(0.3), input_size=SIZE, include_first=True))
     norm = (16 + 4 + 1 + 0.01) ** 0.5
-    assert plan["1"].rank == 2  # the tail is 1.005 of 4.584
+    assert plan["1"].ranks == (2,)  # the tail is 1.005 of 4.584
     assert plan["1"].relative_error == pytest.approx((1 + 0.01) ** 0.5 / norm, rel=1e-5)
-    assert plan["4"].rank == 2
+    assert plan["1"].parameters == 2 * (40 + 48)
+    assert plan["4"].ranks == (2,)
     assert plan["4"].relative_error == pytest.approx(0, abs=1e-6)
     assert plan["6"].scheme == "dense"
 
@@ -43,10 +47,10 @@ def test_a_layer_is_factorised_exactly_where_that_removes_parameters(rank, schem
     if scheme == "dense":
         # The fifteen singular values are equal; rank 14 leaves one of them out.
         assert layer.reason == (
-            "rank 15 of 24 would be needed, which does not remove parameters; "
-            f"rank 14 would, at a relative error of {(1 / 15) ** 0.5:.3f}"
+            "what was asked for does not remove parameters; of what does, the smallest relative error is "
+            f"{(1 / 15) ** 0.5:.3f}"
         )
-        assert layer.rank is None
+        assert (layer.ranks, layer.relative_error, layer.parameters) == ((), None, None)
 
 
 def test_the_tolerance_that_a_reason_names_factorises_the_layer():
@@ -59,7 +63,7 @@ def test_the_tolerance_that_a_reason_names_factorises_the_layer():
 
 def test_full_rank_factorises_even_where_that_adds_parameters():
     layer = by_name(make_plan(tiny_mlp(), FullRank(), input_size=SIZE))["4"]
-    assert (layer.scheme, layer.rank) == ("matrix", 24)
+    assert (layer.scheme, layer.ranks) == ("matrix", (24,))
     assert layer.relative_error == 0
 
 
@@ -67,7 +71,7 @@ def test_training_starts_a_layer_that_would_stay_dense_without_data():
     model = mlp_with_spectra([1.0], [1.0] * 24)
     assert by_name(make_plan(model, Tolerance(0.1), input_size=SIZE))["4"].scheme == "dense"
     started = by_name(make_plan(model, TrainingStart(0.1), input_size=SIZE))["4"]
-    assert started.rank == 14
+    assert started.ranks == (14,)
     assert started.relative_error == pytest.approx((10 / 24) ** 0.5, rel=1e-5)
 
 
@@ -121,11 +125,11 @@ def test_given_ranks_hold_whatever_the_policy_chooses_and_the_last_pattern_wins(
     model = tiny_mlp()
     options = {"input_size": SIZE, "include_first": True, "include_classifier": True}
     plan = make_plan(model, Tolerance(0.5), layer_ranks={"*": 2, "4": 7}, **options)
-    assert {name: layer.rank for name, layer in by_name(plan).items()} == {"1": 2, "4": 7, "6": 2}
+    assert {name: layer.ranks for name, layer in by_name(plan).items()} == {"1": (2,), "4": (7,), "6": (2,)}
     assert plan.policy == {"name": "tolerance", "tol": 0.5, "layer_ranks": {"*": 2, "4": 7}}
     alone = by_name(make_plan(model, Tolerance(0.5), **options))
     mixed = by_name(make_plan(model, Tolerance(0.5), layer_ranks={"4": 7}, **options))
-    assert mixed["4"].rank == 7 != alone["4"].rank
+    assert mixed["4"].ranks == (7,) != alone["4"].ranks
     assert mixed["1"] == alone["1"]
 
 
@@ -134,19 +138,91 @@ def test_a_budget_counts_given_ranks_in(measure):
     model = tiny_cnn()
     size, options = (3, 8, 8), {"input_size": (3, 8, 8), "include_first": True, "include_classifier": True}
     total = count_parameters(model) if measure == "parameters" else count_macs(model, size)
-    limit = round(0.7 * total)
+    limit = round(0.75 * total)
     plan = make_plan(model, Budget(**{measure: limit}), layer_ranks={"3": 2}, **options)
-    assert by_name(plan)["3"].rank == 2
-    low_rank = fold_(factorize(model, plan))
+    assert by_name(plan)["3"].ranks == (2,)
+    low_rank = factorize(model, plan)
     left = count_parameters(low_rank) if measure == "parameters" else count_macs(low_rank, size)
-    # Nothing is left over that would pay for another rank anywhere.
+    # Nothing is left over that would pay for another rank of a dense layer's shape.
     dearest = max(sum(layer.dense_shape) for layer in plan.layers) * (16 if measure == "macs" else 1) * 9
     assert limit - dearest < left <= limit
 
 
+def test_a_given_rank_is_one_of_the_wanted_scheme_in_every_mode():
+    model, options = tiny_cnn(), {"input_size": (3, 8, 8), "layer_ranks": {"[39]": 3}}
+    plan = by_name(make_plan(model, Tolerance(0.1), decomposer=Decomposer(wanted="tucker2"), **options))
+    assert (plan["3"].scheme, plan["3"].ranks, plan["3"].parameters) == ("tucker2", (3, 3), 3 * 8 + 81 + 3 * 12)
+    assert (plan["9"].scheme, plan["9"].ranks) == ("matrix", (3,))
+    auto = by_name(make_plan(model, Tolerance(0.1), **options))
+    assert (auto["3"].scheme, auto["3"].ranks) == ("matrix", (3,))
+
+
+@pytest.mark.parametrize("scheme", ["auto", "matrix", "spatial", "tucker2"])
+@pytest.mark.parametrize("policy", [Tolerance(0.8), Smallest(), UniformRank(3)], ids=["tol", "smallest", "rank"])
+def test_no_layer_gets_more_parameters_or_operations(scheme, policy):
+    model, size = tiny_cnn(), (3, 8, 8)
+    options = {"input_size": size, "include_first": True, "include_classifier": True}
+    plan = make_plan(model, policy, decomposer=Decomposer(wanted=scheme), **options)
+    assert len(plan.factorized()) >= 3
+    macs, parameters = count_macs(model, size), count_parameters(model)
+    for layer in plan.factorized().values():
+        others = [other if other.name == layer.name else dense(other) for other in plan.layers]
+        low_rank = factorize(model, replace(plan, layers=tuple(others)))
+        saved = parameters - count_parameters(low_rank)
+        assert saved == torch.Size(layer.dense_shape).numel() - layer.parameters > 0
+        assert count_macs(low_rank, size) <= macs
+
+
+def dense(layer):
+    return replace(layer, scheme="dense", ranks=(), reason="in this test")
+
+
+def test_operations_alone_can_keep_a_layer_dense():
+    """With a stride of four the first of two convolutions runs at sixteen times as many positions as both do."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 4, stride=4), nn.Flatten(), nn.Linear(32, 4)).eval()
+    decomposer = Decomposer(wanted="tucker2")
+    plan = by_name(make_plan(model, UniformRank(7), input_size=(3, 8, 8), decomposer=decomposer))
+    # 7·8 + 16·49 + 7·8 = 896 < 1024 parameters, but 64·56 + 4·(784 + 56) = 6944 > 4·1024 operations.
+    assert plan["1"].scheme == "dense"
+    assert "what was asked for does not remove parameters" in plan["1"].reason
+    plan = by_name(make_plan(model, UniformRank(2), input_size=(3, 8, 8), decomposer=decomposer))
+    assert plan["1"].ranks == (2, 2)
+
+
+def test_a_layer_that_nothing_makes_smaller_says_so():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 9), nn.Linear(9, 1), nn.Linear(1, 4)).eval()
+    plan = by_name(make_plan(model, Tolerance(0.5), input_size=SIZE))
+    assert plan["2"].reason == "no rank removes parameters without adding multiply-accumulates"
+
+
+def test_auto_takes_whatever_costs_least_at_equal_error():
+    model, options = tiny_cnn(), {"input_size": (3, 8, 8)}
+    costs = {}
+    for scheme in ("auto", "matrix", "spatial", "tucker2"):
+        plan = make_plan(model, Tolerance(0.7), decomposer=Decomposer(wanted=scheme), **options)
+        costs[scheme] = by_name(plan)["3"].parameters
+    assert costs["auto"] == min(costs.values()) < max(costs.values())
+
+
+def test_fine_tuning_plans_only_layers_that_it_can_train():
+    model = tiny_cnn()
+    matrix = Decomposer(wanted="matrix")
+    plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), decomposer=matrix)
+    assert set(plan.factorized()) == {"3", "9"}
+    assert by_name(plan)["6"].reason.startswith("fine-tuning covers linear layers and ungrouped")
+    assert "6" in make_plan(model, Smallest(), input_size=(3, 8, 8)).factorized()
+
+
 @pytest.mark.parametrize(
     ("ranks", "message"),
-    [({"4": 15}, "`4` cannot have rank 15"), ({"4": 0}, "cannot have rank 0"), ({"5": 2}, "`5` matches no layer")],
+    [
+        ({"4": 15}, "`4` cannot have rank 15"),
+        ({"4": 10**30}, f"`4` cannot have rank {10**30}"),
+        ({"4": 0}, "cannot have rank 0"),
+        ({"4": -1}, "cannot have rank -1"),
+        ({"5": 2}, "`5` matches no layer"),
+        ({"1": 2}, "`1` matches no layer"),  # the first one, which stays dense
+    ],
 )
 def test_a_rank_that_cannot_be_given_is_refused(ranks, message):
     with pytest.raises(OptionError, match=message) as caught:

@@ -1,37 +1,69 @@
 import json
+import math
+import sys
 
 import pytest
+import timm
 import torch
-from networks import random_matrix
+from artifacts import disturbed
+from networks import matrix_with_spectrum, random_matrix, relative_difference, with_weight
+from torch import nn
 
 from lrcompress.errors import OptionError
-from lrcompress.plan import Budget, Energy, FullRank, Spectrum, Tolerance, TrainingStart, UniformRank, WholeModel
+from lrcompress.factorize import factorize
+from lrcompress.measure import count_macs, count_parameters
+from lrcompress.nn import dense_weight, expose_, plain_layer, twin
+from lrcompress.plan import (
+    Budget,
+    Decomposer,
+    Energy,
+    FullRank,
+    Smallest,
+    Tolerance,
+    TrainingStart,
+    UniformRank,
+    WholeModel,
+    make_plan,
+)
+from lrcompress.plan.choices import list_choices
+from lrcompress.schemes import Call, find_scheme
 
 WHOLE = WholeModel(10**6, 10**6)  # of no matter to most policies
 
 
-def spectrum(sigma, m=None, n=None):
-    return Spectrum(torch.tensor(sigma, dtype=torch.float64), m or len(sigma), n or len(sigma))
+def choices_of(weight, *, calls=1, **options):
+    """All ranks of a linear layer that is applied to some rows."""
+    m, n = weight.shape
+    layer = with_weight(nn.Linear(n, m, bias=False, dtype=torch.float64), weight, None)
+    matrix = find_scheme("matrix")
+    return list_choices(layer, [Call(calls, (), ())], {matrix: matrix.decompose(layer)}, **options)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 100), (2, 2), (3, 3), (2, 3), (64, 576), (512, 512), (10, 7), (6, 3)])
-def test_the_largest_useful_rank_is_the_last_that_removes_parameters(shape):
-    m, n = shape
-    largest = Spectrum(torch.ones(min(shape)), m, n).largest_useful_rank
-    assert [rank for rank in range(1, min(shape) + 2) if rank * (m + n) < m * n] == list(range(1, largest + 1))
+def spectrum(sigma, m=None, n=None, **options):
+    return choices_of(matrix_with_spectrum(sigma, m or len(sigma), n or len(sigma)), **options)
+
+
+def ranks_of(policy, choices, whole=WHOLE):
+    """The rank that a policy gives every layer, None where it stays dense."""
+    chosen = policy.choose(choices, whole)
+    assert set(chosen) == set(choices)
+    return {
+        name: None if index is None else choices[name].option(index).ranks[0] for name, index in chosen.items()
+    }  # fmt: skip
+
+
+def largest_useful(m, n):
+    return (m * n - 1) // (m + n)
 
 
 @pytest.mark.parametrize("tol", [0.001, 0.1, 0.5, 0.99])
-def test_tolerance_chooses_the_smallest_rank_that_keeps_it_in_every_layer(tol):
-    matrices = {f"layer {index}": random_matrix(12, 8 + index, seed=index) for index in range(4)}
-    sigmas = {name: torch.linalg.svdvals(matrix) for name, matrix in matrices.items()}
-    ranks = Tolerance(tol).choose_ranks({name: Spectrum(sigma, 12, 8) for name, sigma in sigmas.items()}, WHOLE)
-    assert set(ranks) == set(sigmas)
-    for name, sigma in sigmas.items():
-        rank = ranks[name]
-        assert rank >= 1
-        assert sigma[rank:].norm() <= tol * sigma.norm()
-        assert rank == 1 or sigma[rank - 1 :].norm() > tol * sigma.norm()
+def test_tolerance_chooses_the_smallest_useful_rank_that_keeps_it_in_every_layer(tol):
+    weights = {f"layer {index}": random_matrix(12, 8 + index, seed=index) for index in range(4)}
+    ranks = ranks_of(Tolerance(tol), {name: choices_of(weight) for name, weight in weights.items()})
+    for name, weight in weights.items():
+        sigma = torch.linalg.svdvals(weight)
+        needed = next(rank for rank in range(1, len(sigma) + 1) if sigma[rank:].norm() <= tol * sigma.norm())
+        assert ranks[name] == (needed if needed <= largest_useful(*weight.shape) else None)
 
 
 @pytest.mark.parametrize("tol", [0, 1, -0.1, 1.5, float("nan"), float("inf")])
@@ -52,87 +84,145 @@ def test_a_tolerance_out_of_range_is_refused_with_the_range(policy, tol):
     ],
 )
 def test_training_starts_at_the_tolerance_but_never_above_what_removes_parameters(max_rank, expected):
-    spectra = {"flat": spectrum([1.0] * 8), "steep": spectrum([1.0] + [1e-3] * 7), "tiny": spectrum([1.0])}
-    assert TrainingStart(0.1, max_rank=max_rank).choose_ranks(spectra, WHOLE) == expected
+    choices = {"flat": spectrum([1.0] * 8), "steep": spectrum([1.0] + [1e-3] * 7), "tiny": spectrum([1.0])}
+    assert ranks_of(TrainingStart(0.1, max_rank=max_rank), choices) == expected
+
+
+@pytest.mark.parametrize(
+    ("max_rank", "expected"),
+    [
+        (None, 12),  # 15·64 < 32·32: the largest multiple that is useful
+        (8, 8),
+        pytest.param(
+            6, 4, marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="TrainingStart: 6 is no option")
+        ),
+    ],
+)
+def test_training_starts_at_a_rounded_rank_within_the_largest(max_rank, expected):
+    choices = {"flat": spectrum([1.0] * 32, round_ranks=4)}
+    assert ranks_of(TrainingStart(0.1, max_rank=max_rank), choices) == {"flat": expected}
 
 
 def test_full_rank_takes_all_singular_values_even_where_that_adds_parameters():
     policy = FullRank()
-    assert policy.choose_ranks({"a": spectrum([1.0, 0.0, 0.0]), "b": spectrum([2.0], 1, 9)}, WHOLE) == {"a": 3, "b": 1}
+    assert policy.wanted_rank() == sys.maxsize
+    choices = {
+        "a": spectrum([1.0, 0.0, 0.0], wanted_rank=sys.maxsize),
+        "b": spectrum([2.0], 1, 9, wanted_rank=sys.maxsize),
+    }
+    assert ranks_of(policy, choices) == {"a": 3, "b": 1}
     assert policy.may_enlarge()
-    assert not Tolerance(0.1).may_enlarge()
-    assert not TrainingStart(0.1).may_enlarge()
+    assert not any(other.may_enlarge() for other in (Tolerance(0.1), TrainingStart(0.1), Smallest(), UniformRank(3)))
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected"),
+    ("policy", "expected", "tol"),
     [
-        (Tolerance(0.1), {"name": "tolerance", "tol": 0.1}),
-        (TrainingStart(0.1, max_rank=9), {"name": "training start", "tol": 0.1, "max_rank": 9}),
-        (FullRank(), {"name": "full rank"}),
+        (Tolerance(0.1), {"name": "tolerance", "tol": 0.1}, 0.1),
+        (TrainingStart(0.1, max_rank=9), {"name": "training start", "tol": 0.1, "max_rank": 9}, None),
+        (FullRank(), {"name": "full rank"}, None),
+        (Smallest(), {"name": "smallest"}, None),
+        (UniformRank(3), {"name": "uniform rank", "rank": 3}, None),
+        (Budget(macs=7), {"name": "budget", "macs": 7}, None),
+        (Energy(0.75), {"name": "energy", "energy": 0.75}, 0.5),
     ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
-def test_a_policy_describes_itself_in_json(policy, expected):
+def test_a_policy_describes_itself_in_json_and_says_what_it_guarantees(policy, expected, tol):
     assert json.loads(json.dumps(policy.describe())) == expected
+    assert policy.guaranteed_tol() == tol
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 0.999])
 def test_energy_keeps_its_share_of_the_squared_norm_with_the_fewest_ranks(energy):
-    sigma = torch.linalg.svdvals(random_matrix(12, 9).double())
-    rank = Energy(energy).choose_ranks({"a": Spectrum(sigma, 12, 9)}, WHOLE)["a"]
+    weight = random_matrix(40, 60) * torch.logspace(0, -9, 60, dtype=torch.float64)
+    sigma = torch.linalg.svdvals(weight)
+    rank = ranks_of(Energy(energy), {"a": choices_of(weight)})["a"]
     kept = sigma.square().cumsum(0) / sigma.square().sum()
     assert kept[rank - 1] >= energy
     assert rank == 1 or kept[rank - 2] < energy
     assert sigma[rank:].norm() <= Energy(energy).guaranteed_tol() * sigma.norm()
 
 
-def test_one_rank_for_all_is_cut_to_what_a_layer_has():
-    spectra = {"a": spectrum([3.0, 2.0, 1.0]), "b": spectrum([2.0], 1, 9)}
-    assert UniformRank(2).choose_ranks(spectra, WHOLE) == {"a": 2, "b": 1}
-
-
-def some_spectra(*, positions=(1, 1, 1)):
-    sizes = {"a": (20, 30), "b": (16, 16), "c": (12, 40)}
-    return {
-        name: Spectrum(torch.linalg.svdvals(random_matrix(m, n, seed=m).double()) ** 3, m, n, at)
-        for (name, (m, n)), at in zip(sizes.items(), positions, strict=True)
+def test_one_rank_for_all_is_cut_to_what_a_layer_has_and_left_out_where_it_is_not_useful():
+    choices = {
+        "wide": spectrum([3.0, 2.0, 1.0] * 4, wanted_rank=4),
+        "full": spectrum([3.0, 2.0], 2, 60, wanted_rank=4),
+        "narrow": spectrum([2.0], 1, 9, wanted_rank=4),
     }
+    assert UniformRank(4).wanted_rank() == 4
+    assert ranks_of(UniformRank(4), choices) == {"wide": 4, "full": None, "narrow": None}
 
 
-def cost_of(spectra, ranks, weight):
-    """Of the whole model with 500 parameters beside the layers, which are applied once."""
-    costs = {name: min(ranks[name] * (s.m + s.n), s.m * s.n) * weight(s) for name, s in spectra.items()}
-    return 500 + sum(costs.values())
+def test_the_smallest_model_has_the_cheapest_useful_option_everywhere():
+    choices = {"a": spectrum([3.0] * 9), "narrow": spectrum([2.0], 1, 9), "rounded": spectrum([1.0] * 9, round_ranks=2)}
+    assert ranks_of(Smallest(), choices) == {"a": 1, "narrow": None, "rounded": 2}
 
 
-@pytest.mark.parametrize("fraction", [0.4, 0.5, 0.75, 0.9])
+SIZES = {"a": (20, 30), "b": (16, 16), "c": (12, 40)}
+
+
+def some_choices(*, calls=(1, 1, 1)):
+    """Three layers with steep spectra."""
+    found = {}
+    for (name, (m, n)), times in zip(SIZES.items(), calls, strict=True):
+        sigma = torch.linalg.svdvals(random_matrix(m, n, seed=m)) ** 3
+        found[name] = spectrum(sigma.tolist(), m, n, calls=times)
+    return found
+
+
+def cost_of(ranks, calls=(1, 1, 1)):
+    """Of the whole model with 500 parameters beside the layers."""
+    cost = 500
+    for (name, (m, n)), times in zip(SIZES.items(), calls, strict=True):
+        cost += times * (m * n if ranks[name] is None else ranks[name] * (m + n))
+    return cost
+
+
+DENSE = dict.fromkeys(SIZES)
+
+
+@pytest.mark.parametrize("fraction", [0.4, 0.5, 0.75, 0.9, 0.99])
 def test_a_budget_of_parameters_is_kept_and_used(fraction):
-    spectra = some_spectra()
-    whole = 500 + sum(s.m * s.n for s in spectra.values())
-    ranks = Budget(fraction=fraction).choose_ranks(spectra, WholeModel(whole, 0))
-    used = cost_of(spectra, ranks, lambda s: 1)
+    choices, whole = some_choices(), cost_of(DENSE)
+    ranks = ranks_of(Budget(fraction=fraction), choices, WholeModel(whole, 0))
+    used = cost_of(ranks)
     assert used <= fraction * whole
-    assert used + 52 > fraction * whole  # one rank of the layer where it costs most would not fit any more
-    assert ranks == Budget(parameters=int(fraction * whole)).choose_ranks(spectra, WholeModel(whole, 0))
+    for name, (m, n) in SIZES.items():  # one rank more does not fit any more, nor the dense layer
+        if ranks[name] is not None:
+            assert used + min(m + n, m * n - ranks[name] * (m + n)) > fraction * whole
+    assert ranks == ranks_of(Budget(parameters=int(fraction * whole)), choices, WholeModel(whole, 0))
 
 
 def test_a_budget_of_macs_counts_how_often_a_layer_is_applied():
-    spectra = some_spectra(positions=(100, 1, 1))
-    whole = 500 + sum(s.m * s.n * s.positions for s in spectra.values())
-    ranks = Budget(macs=whole // 2).choose_ranks(spectra, WholeModel(0, whole))
-    assert whole // 2 - 5000 < cost_of(spectra, ranks, lambda s: s.positions) <= whole // 2
-    few = Budget(macs=500 + 100 * 50 + 32 + 52).choose_ranks(spectra, WholeModel(0, whole))
-    assert few == {"a": 1, "b": 1, "c": 1}
+    calls = (100, 1, 1)
+    choices, whole = some_choices(calls=calls), cost_of(DENSE, calls)
+    ranks = ranks_of(Budget(macs=whole // 2), choices, WholeModel(0, whole))
+    assert whole // 2 - 5000 < cost_of(ranks, calls) <= whole // 2
+    smallest = {"a": 1, "b": 1, "c": 1}
+    assert ranks_of(Budget(macs=cost_of(smallest, calls)), choices, WholeModel(0, whole)) == smallest
+
+
+def test_what_given_ranks_have_saved_is_counted_in():
+    choices, whole = some_choices(), cost_of(DENSE) + 1000  # a layer of 1000 whose rank is given
+    plain = ranks_of(Budget(parameters=1200), choices, WholeModel(cost_of(DENSE), 0))
+    given = ranks_of(Budget(parameters=1200 + 300), choices, WholeModel(whole, 0, saved_parameters=700))
+    assert plain == given
 
 
 @pytest.mark.parametrize("policy", [Budget(fraction=0.1), Budget(parameters=600), Budget(macs=600)], ids=str)
 def test_a_budget_below_rank_one_everywhere_is_refused_with_the_smallest_that_is_possible(policy):
-    spectra = some_spectra()
+    choices = some_choices()
     smallest = 500 + 50 + 32 + 52
-    with pytest.raises(OptionError, match=f"leaves {smallest} of 1,836") as refused:
-        policy.choose_ranks(spectra, WholeModel(1836, 1836))
+    with pytest.raises(
+        OptionError, match=rf"the smallest possible model has {smallest} of 1,836 \(34.5 %\)"
+    ) as refused:
+        policy.choose(choices, WholeModel(1836, 1836))
+    assert "cannot be met" in refused.value.message
+    assert ("multiply-accumulates" in refused.value.message) == (policy.macs is not None)
     assert "--include-classifier" in refused.value.hint
-    assert Budget(parameters=smallest).choose_ranks(spectra, WholeModel(1836, 0)) == {"a": 1, "b": 1, "c": 1}
+    ranks = ranks_of(Budget(parameters=smallest), choices, WholeModel(1836, 0))
+    assert ranks == ranks_of(Smallest(), choices) == {"a": 1, "b": 1, "c": 1}
 
 
 @pytest.mark.parametrize(
@@ -153,3 +243,92 @@ def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(OptionError, match=message) as refused:
         make()
     assert refused.value.hint
+
+
+# Real networks, the whole way: what a policy promises is measured on the low-rank model.
+
+REAL = {
+    "resnet18": (lambda: timm.create_model("resnet18", channels=(16, 32, 64, 128), num_classes=10), (3, 64, 64)),
+    "vit_tiny": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10), (3, 32, 32),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=REAL)
+def real(request):
+    """A network, the size of its images, and a decomposer that has done its work."""
+    make, size = REAL[request.param]
+    torch.manual_seed(0)
+    model = disturbed(make())
+    decomposer = Decomposer()
+    make_plan(model, Smallest(), input_size=size, decomposer=decomposer)
+    return model, size, decomposer
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+@pytest.mark.parametrize("measure", ["fraction", "parameters", "macs"])
+def test_a_budget_is_met_to_one_percent_by_the_network_that_is_made(real, measure, share):
+    model, size, decomposer = real
+    total = count_macs(model, size) if measure == "macs" else count_parameters(model)
+    policy = Budget(fraction=share) if measure == "fraction" else Budget(**{measure: int(share * total)})
+    plan = make_plan(model, policy, input_size=size, decomposer=decomposer)
+    low_rank = factorize(model, plan, decomposer=decomposer)
+    left = count_macs(low_rank, size) if measure == "macs" else count_parameters(low_rank)
+    assert 0.99 * share * total < left <= share * total
+    assert count_parameters(low_rank) == count_parameters(model) - plan.removed_parameters()
+    assert count_macs(low_rank, size) <= count_macs(model, size)
+
+
+@pytest.mark.parametrize("measure", ["parameters", "macs"])
+def test_the_smallest_possible_network_is_the_one_an_impossible_budget_names(real, measure):
+    model, size, decomposer = real
+    options = {"input_size": size, "decomposer": decomposer}
+    with pytest.raises(OptionError, match="cannot be met: the smallest possible model has") as refused:
+        make_plan(model, Budget(**{measure: 1000}), **options)
+    smallest = int(refused.value.message.split("model has ")[1].split(" of ")[0].replace(",", ""))
+    low_rank = factorize(model, make_plan(model, Budget(**{measure: smallest}), **options), decomposer=decomposer)
+    assert (count_macs(low_rank, size) if measure == "macs" else count_parameters(low_rank)) == smallest
+    with pytest.raises(OptionError, match="cannot be met"):
+        make_plan(model, Budget(**{measure: smallest - 1}), **options)
+    if measure == "parameters":
+        least = factorize(model, make_plan(model, Smallest(), **options), decomposer=decomposer)
+        assert count_parameters(least) == smallest
+
+
+def decaying_(model):
+    """Gives every layer a steep spectrum in every unfolding, so that each scheme can be useful."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                weight = module.weight
+                for axis in range(weight.ndim):
+                    decay = torch.logspace(0, -1.5, weight.shape[axis])
+                    weight.mul_(decay.reshape(-1, *[1] * (weight.ndim - axis - 1)))
+                weight.mul_(weight[0].numel() ** -0.5 / weight.std().clamp_min(1e-9))
+
+
+@pytest.mark.parametrize("scheme", ["auto", "matrix", "spatial", "tucker2", "split"])
+@pytest.mark.parametrize(("make", "size"), REAL.values(), ids=REAL.keys())
+def test_every_layer_is_within_what_is_guaranteed_measured_from_its_weights(make, size, scheme):
+    torch.manual_seed(0)
+    policy = Tolerance(0.2)
+    model = make().eval()
+    decaying_(model)
+    decomposer = Decomposer(wanted=scheme)
+    plan = make_plan(model, policy, input_size=size, decomposer=decomposer)
+    low_rank, exposed = factorize(model, plan, decomposer=decomposer), expose_(twin(model))
+    schemes = {layer.scheme for layer in plan.factorized().values()}
+    fitting = {"spatial", "tucker2"} if size == (3, 64, 64) else {"split"}
+    assert scheme in schemes or scheme not in fitting
+    assert len(plan.factorized()) >= 8
+    for name, layer in plan.factorized().items():
+        weight = plain_layer(exposed.get_submodule(name)).weight
+        error = relative_difference(dense_weight(low_rank.get_submodule(name)), weight)
+        assert error <= policy.guaranteed_tol() * (1 + 1e-5)
+        assert error == pytest.approx(layer.relative_error, rel=1e-3, abs=1e-5)
+
+
+def test_the_guarantee_of_an_energy_is_that_of_its_tolerance():
+    assert Energy(0.99).guaranteed_tol() == pytest.approx(0.1)
+    assert math.isclose(Energy(0.75).guaranteed_tol(), 0.5)

@@ -1,14 +1,12 @@
 """Clean accuracy, image by image."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, iterate_batches
 from lrcompress.errors import DataError, EvaluationError
+from lrcompress.measure.mode import eval_mode
 
 
 def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> Bool[Tensor, "n"]:
@@ -27,7 +25,7 @@ def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256
     """
     device = next(model.parameters()).device
     bits = []
-    with torch.inference_mode(), _eval_mode(model):
+    with torch.inference_mode(), eval_mode(model):
         for pixels, labels in iterate_batches(images, batch_size=batch_size):
             logits = model(pixels.to(device))
             if not torch.isfinite(logits).all():
@@ -42,18 +40,6 @@ def predict_correct(model: nn.Module, images: ImageSet, *, batch_size: int = 256
                 )
             bits.append((logits.argmax(1).cpu() == labels).clone())
     return torch.cat(bits)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts the model into eval mode, and every module back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def measure_accuracy(model: nn.Module, images: ImageSet, *, batch_size: int = 256) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lrcompress.measure.mode import eval_mode
 from lrcompress.nn import meta_twin
 
 T = TypeVar("T")
@@ -61,9 +62,6 @@ def run_without_values(model: nn.Module, input_size: tuple[int, int, int], run: 
             image = torch.zeros(1, *input_size, device="meta", dtype=parameter.dtype)
             return run(meta_twin(model).eval(), image)
         except Exception:  # whatever a network's own code raises without values: with values it is told
-            was_training = model.training
-            try:
+            with eval_mode(model):
                 image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-                return run(model.eval(), image)
-            finally:
-                model.train(was_training)
+                return run(model, image)

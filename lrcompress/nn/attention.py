@@ -55,8 +55,9 @@ class CalledMultiheadAttention(nn.Module):
         """
         if key_padding_mask is not None or attn_mask is not None or is_causal:
             raise NotImplementedError("masks")
-        batched = [x if self.batch_first else x.transpose(0, 1) for x in (query, key, value)]
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in self._project(*batched))
+        projected = self._project(query, key, value)
+        batched = (x if self.batch_first else x.transpose(0, 1) for x in projected)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in batched)
         weights = None
         dropout = self.dropout if self.training else 0.0
         if need_weights:

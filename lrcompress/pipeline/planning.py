@@ -23,7 +23,6 @@ from lrcompress.plan import (
     CompressionPlan,
     Decomposer,
     RankPolicy,
-    TrainingStart,
     find_layers,
     make_plan,
     measure_metrics,
@@ -137,9 +136,7 @@ def plan_loaded(
         names = [one.name for one in find() if not one.reason]
         for pattern, scheme in layers.layer_schemes.items():
             by_layer |= dict.fromkeys(match_layers(pattern, names), find_scheme(scheme).name)
-    # DLRT trains the matrix form.
-    wanted = "matrix" if isinstance(policy, TrainingStart) else layers.scheme
-    decomposer = Decomposer(metrics, wanted, by_layer, layers.round_ranks, observer.on_layer)
+    decomposer = Decomposer(metrics, layers.scheme, by_layer, layers.round_ranks, observer.on_layer)
     observer.on_stage("planning")
     make = functools.partial(
         make_plan,

@@ -2,7 +2,8 @@
 
 import bisect
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,18 +51,24 @@ def allocate(layers: Mapping[str, Allocation], budget: int) -> dict[str, int | N
         raise ValueError(f"a budget of {budget} is {-left} too small")
     hulls = {name: _lower_hull(layer) for name, layer in layers.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
-    steps = sorted(
-        ((before[1] - after[1]) / (after[0] - before[0]), after[0] - before[0], name, position)
-        for name, hull in hulls.items()
-        for position, (before, after) in enumerate(itertools.pairwise(hull), start=1)
-    )
-    for _, cost, name, position in reversed(steps):
+    steps = sorted(step for name, hull in hulls.items() for step in _steps(name, hull))
+    for _, name, position, cost in steps:
         if cost > left:
             break
         left -= cost
         chosen[name] = hulls[name][position]
     _fill_up_(chosen, layers, left)
     return {name: None if index == len(layers[name].costs) else index for name, (_, _, index) in chosen.items()}
+
+
+def _steps(name: str, hull: list[tuple[int, float, int]]) -> Iterator[tuple[float, str, int, int]]:
+    """Yields (−worth, name, position of the corner it leads to, cost) of each step along a hull, worthiest first."""
+    worth = math.inf
+    for position, (before, after) in enumerate(itertools.pairwise(hull), start=1):
+        cost = after[0] - before[0]
+        # Convex but for rounding, which must not change the order of the steps.
+        worth = min(worth, (before[1] - after[1]) / cost)
+        yield -worth, name, position, cost
 
 
 def _lower_hull(layer: Allocation) -> list[tuple[int, float, int]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import EvaluationError
 from lrcompress.linalg import damped_output_gram
+from lrcompress.measure import eval_mode
 from lrcompress.nn import CONVOLUTIONS, PlainLayer, SameConv2d, weight_matrices
 from lrcompress.nn.geometry import same_widths
 from lrcompress.plan.layers import Candidate
@@ -67,17 +68,15 @@ def measure_metrics(
     Source: the truncation in the metric of the inputs is that of ASVD (arXiv 2312.05821) and SVD-LLM (2403.07378).
     """
     sums: dict[str, _Sums] = {}
-    was_training = model.training
     with ExitStack() as stack:
-        stack.callback(model.train, was_training)
+        stack.enter_context(eval_mode(model))
         for name, candidate in candidates.items():
             assert candidate.layer is not None  # as the caller promises
             sums[name] = _Sums(candidate.layer, _wants_patches(candidate.layer, name))
             handle = model.get_submodule(name).register_forward_hook(
-                functools.partial(_record_, sums[name], name, images)
+                functools.partial(_record_, sums[name], name, images), with_kwargs=True
             )
             stack.callback(handle.remove)
-        model.eval()
         with torch.no_grad():
             for batch in batches:
                 (network or model)(batch)
@@ -89,9 +88,17 @@ def _wants_patches(layer: PlainLayer, name: str) -> bool:
     return needed and layer.weight[0].numel() <= LARGEST_PATCH
 
 
-def _record_(sums: _Sums, name: str, images: int, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _record_(
+    sums: _Sums,
+    name: str,
+    images: int,
+    _: nn.Module,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+    output: Tensor,
+) -> None:
     """A forward hook, but for its first three arguments: adds what a batch does to the sums."""
-    layer, x = sums.layer, inputs[0]
+    layer, x = sums.layer, next(iter((*arguments, *named.values())))
     if isinstance(layer, nn.Linear):
         groups, rows = 1, output.flatten(0, -2)
     else:

@@ -102,13 +102,16 @@ def list_choices(
         round_ranks: only ranks that are multiples of this, or full, are options.
     """
     positions, parts = count_positions(calls), []
+    dense = dense_parameters(layer), dense_macs(layer, positions)
     for number, (scheme, decomposition) in enumerate(decompositions.items()):
         ranks = decomposition.ranks()
         if round_ranks > 1:
             full = torch.tensor(scheme.largest_ranks(layer))
             ranks = ranks[((ranks % round_ranks == 0) | (ranks == full)).all(1)]
-        keep = _worth_it(scheme.parameters(layer, ranks), scheme.macs(layer, ranks, positions), decomposition, ranks)
-        parts.append((number, scheme, decomposition, ranks[keep]))
+        if ranks.shape[1] == 2:  # otherwise one rank after the other costs more and errs less
+            costs = scheme.parameters(layer, ranks), scheme.macs(layer, ranks, positions)
+            ranks = ranks[_worth_it(*costs, decomposition.squared_errors(ranks), dense)]
+        parts.append((number, scheme, decomposition, ranks))
     if wanted_rank is not None:
         scheme, decomposition = next(iter(decompositions.items()))
         parts.append((0, scheme, decomposition, torch.tensor([scheme.uniform_ranks(layer, wanted_rank)])))
@@ -118,7 +121,6 @@ def list_choices(
     parameters = torch.cat([scheme.parameters(layer, ranks) for _, scheme, _, ranks in parts])
     macs = torch.cat([scheme.macs(layer, ranks, positions) for _, scheme, _, ranks in parts])
     order = parameters.sort(stable=True).indices
-    dense = dense_parameters(layer), dense_macs(layer, positions)
     return Choices(
         names=tuple(scheme.name for scheme in decompositions),
         schemes=schemes[order],
@@ -134,13 +136,14 @@ def list_choices(
 
 
 def _worth_it(
-    parameters: Int[Tensor, "k"], macs: Int[Tensor, "k"], decomposition: Decomposition, ranks: Int[Tensor, "k modes"]
+    parameters: Int[Tensor, "k"], macs: Int[Tensor, "k"], errors: Float[Tensor, "k"], dense: tuple[int, int]
 ) -> Bool[Tensor, "k"]:
-    """Whether no other option of the scheme has a smaller error and costs no more, in parameters or in operations."""
-    if ranks.shape[1] != 2:
-        return torch.ones(len(ranks), dtype=torch.bool)  # one rank after the other: each costs more and errs less
-    errors = decomposition.squared_errors(ranks)
-    return _on_staircase(parameters, errors) | _on_staircase(macs, errors)
+    """Whether an option is useful and no other useful one is as small, or as fast, with no larger error."""
+    useful = (parameters < dense[0]) & (macs <= dense[1])
+    result = torch.zeros_like(useful)
+    kept = _on_staircase(parameters[useful], errors[useful]) | _on_staircase(macs[useful], errors[useful])
+    result[useful] = kept
+    return result
 
 
 def _on_staircase(costs: Int[Tensor, "k"], errors: Float[Tensor, "k"]) -> Bool[Tensor, "k"]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,14 @@ from lrcompress.schemes import Decomposition, Metric, Scheme, find_scheme, schem
 
 # Bases that are kept between planning and factorising; what does not fit is decomposed a second time.
 KEPT_BYTES = 96 * 2**20
+
+
+class _Kept(NamedTuple):
+    """A decomposition, the ranks it still serves, and its size in bytes."""
+
+    decomposition: Decomposition
+    largest: tuple[int, ...]
+    size: int
 
 
 @dataclass
@@ -35,27 +44,29 @@ class Decomposer:
     by_layer: Mapping[str, str] = field(default_factory=dict)
     round_ranks: int = 1
     on_progress: Callable[[int, int], None] = lambda done, total: None
-    _kept: dict[tuple[str, str], Decomposition] = field(default_factory=dict)
-    _kept_bytes: int = 0
-    _choices: dict[tuple[str, int | None], Choices] = field(default_factory=dict)
+    _kept: dict[tuple[str, str], _Kept] = field(default_factory=dict)
+    _choices: dict[tuple[str, int | None, str | None], Choices] = field(default_factory=dict)
 
-    def choices(self, candidates: Sequence[Candidate], *, wanted_rank: int | None = None) -> dict[str, Choices]:
+    def choices(
+        self, candidates: Sequence[Candidate], *, wanted_rank: int | None = None, scheme: str | None = None
+    ) -> dict[str, Choices]:
         """Returns the options of every layer; what was found before is not computed again.
 
         Args:
             candidates: layers that may be factorised.
             wanted_rank: see `list_choices`.
+            scheme: of all layers, instead of those that were asked for.
         """
-        missing = [one for one in candidates if (one.name, wanted_rank) not in self._choices]
+        missing = [one for one in candidates if (one.name, wanted_rank, scheme) not in self._choices]
         # The largest first, so that the cores finish together.
         missing.sort(key=lambda one: -one.layer.weight.numel() if one.layer is not None else 0)
         with _one_thread_each(len(missing)) as pool:
-            found = pool.map(lambda one: self._decompose(one, wanted_rank), missing)
+            found = pool.map(lambda one: self._decompose(one, wanted_rank, scheme), missing)
             for done, (candidate, choices) in enumerate(zip(missing, found, strict=True), start=1):
-                self._choices[candidate.name, wanted_rank] = choices
+                self._choices[candidate.name, wanted_rank, scheme] = choices
                 self.on_progress(done, len(missing))
         trim_heap()
-        return {one.name: self._choices[one.name, wanted_rank] for one in candidates}
+        return {one.name: self._choices[one.name, wanted_rank, scheme] for one in candidates}
 
     def low_rank_layer(self, name: str, layer: PlainLayer, scheme: str, ranks: tuple[int, ...]) -> LowRankLayer:
         """Returns the layer in a scheme's form at some ranks; its bias is not set.
@@ -67,15 +78,17 @@ class Decomposer:
             ranks: as the scheme takes them.
         """
         found = find_scheme(scheme)
-        decomposition = self._kept.get((name, scheme)) or found.decompose(layer, self.metrics.get(name))
+        kept = self._kept.get((name, scheme))
+        suffices = kept is not None and all(rank <= most for rank, most in zip(ranks, kept.largest, strict=True))
+        decomposition = kept.decomposition if kept and suffices else found.decompose(layer, self.metrics.get(name))
         low_rank = found.build(layer, ranks)
         decomposition.fill_(low_rank, ranks)
         return low_rank
 
-    def _decompose(self, candidate: Candidate, wanted_rank: int | None) -> Choices:
+    def _decompose(self, candidate: Candidate, wanted_rank: int | None, wanted_scheme: str | None) -> Choices:
         name, layer = candidate.name, candidate.layer
         assert layer is not None  # a candidate that may be factorised has one
-        schemes = schemes_for(layer, name, self.by_layer.get(name, self.wanted))
+        schemes = schemes_for(layer, name, wanted_scheme or self.by_layer.get(name, self.wanted))
         schemes = [one for one in schemes if self._can_measure(name, one)] or [find_scheme("matrix")]
         if wanted_rank is not None:
             schemes = schemes[:1]  # one rank for all compares ranks, not schemes
@@ -92,10 +105,11 @@ class Decomposer:
         return choices
 
     def _keep(self, name: str, scheme: Scheme, decomposition: Decomposition, largest: Sequence[int]) -> None:
-        needed = decomposition.keep_([rank for rank in largest if rank > 0])
-        if self._kept_bytes + needed <= KEPT_BYTES:
-            self._kept_bytes += needed
-            self._kept[name, scheme.name] = decomposition
+        ranks = [rank for rank in largest if rank > 0]
+        needed = decomposition.keep_(ranks)
+        others = sum(kept.size for key, kept in self._kept.items() if key != (name, scheme.name))
+        if others + needed <= KEPT_BYTES:
+            self._kept[name, scheme.name] = _Kept(decomposition, tuple(ranks), needed)
 
     def _can_measure(self, name: str, scheme: Scheme) -> bool:
         metric = self.metrics.get(name)

@@ -146,17 +146,18 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[dict[str
         calls: dict[str, list[Call]] = {}
         widths: dict[str, int] = {}
 
-        def record(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        def record(module: nn.Module, arguments: tuple[object, ...], named: dict[str, object], output: object) -> None:
             weight = getattr(module, "weight", None)
             if not isinstance(weight, nn.Parameter) or weight.ndim < 2 or id(module) not in names:
                 return
             name = names[id(module)]
             widths.setdefault(name, weight.shape[0])
             calls.setdefault(name, [])
-            if inputs and isinstance(inputs[0], torch.Tensor) and isinstance(output, torch.Tensor):
-                calls[name].append(_describe_call(module, inputs[0], output))
+            x = next(iter((*arguments, *named.values())), None)
+            if isinstance(x, torch.Tensor) and isinstance(output, torch.Tensor):
+                calls[name].append(_describe_call(module, x, output))
 
-        handle = torch.nn.modules.module.register_module_forward_hook(record)
+        handle = torch.nn.modules.module.register_module_forward_hook(record, with_kwargs=True)
         try:
             logits = network(image)
         finally:

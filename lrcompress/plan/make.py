@@ -62,8 +62,9 @@ def make_plan(
         )
     reasons |= dict.fromkeys(zero, "all its weights are zero")
     free = [one for one in free if one.name not in zero]
-    given = _given_options(layer_ranks or {}, free, decomposer)
-    choices = decomposer.choices([one for one in free if one.name not in given], wanted_rank=policy.wanted_rank())
+    given = _given_options(layer_ranks or {}, free, decomposer, policy.scheme())
+    others = [one for one in free if one.name not in given]
+    choices = decomposer.choices(others, wanted_rank=policy.wanted_rank(), scheme=policy.scheme())
     chosen = policy.choose(choices, _measure(model, input_size, given))
     options: dict[str, Option] = {name: option for name, (option, _) in given.items()}
     for name, index in chosen.items():
@@ -85,7 +86,7 @@ def _reason_of(candidate: Candidate, policy: RankPolicy) -> str:
 
 
 def _given_options(
-    layer_ranks: Mapping[str, int], candidates: Sequence[Candidate], decomposer: Decomposer
+    layer_ranks: Mapping[str, int], candidates: Sequence[Candidate], decomposer: Decomposer, scheme: str | None
 ) -> dict[str, tuple[Option, Choices]]:
     """Returns the option of each layer that a pattern matches, and the options it is one of."""
     ranks: dict[str, int] = {}
@@ -96,7 +97,7 @@ def _given_options(
         if candidate.name not in ranks:
             continue
         rank = ranks[candidate.name]
-        choices = decomposer.choices([candidate], wanted_rank=max(1, rank))[candidate.name]
+        choices = decomposer.choices([candidate], wanted_rank=max(1, rank), scheme=scheme)[candidate.name]
         assert choices.wanted is not None  # a rank was asked for
         if rank < 1 or not bool(choices.useful[choices.wanted]):
             useful = choices.ranks[choices.useful & (choices.schemes == 0)]

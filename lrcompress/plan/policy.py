@@ -51,6 +51,10 @@ class RankPolicy(ABC):
         """The rank that every layer is to have, None where the policy looks at all of them."""
         return None
 
+    def scheme(self) -> str | None:
+        """The scheme that every layer is to have, None where any will do."""
+        return None
+
     def guaranteed_tol(self) -> float | None:
         """The relative error that no factorised layer exceeds, None if nothing is promised."""
         return None
@@ -258,10 +262,14 @@ class TrainingStart(Tolerance):
     def _start(self, choices: Choices) -> int | None:
         ranks = choices.ranks[:, 0]
         largest = int(ranks[choices.useful].max()) if bool(choices.useful.any()) else 1
-        limit = min(largest, self.max_rank or largest)
         within = choices.cheapest_within(self.tol, useful=False)
-        rank = limit if within is None else min(limit, int(ranks[within]))
-        return int((ranks == rank).nonzero()[0, 0])
+        limit = min(largest, self.max_rank or largest, largest if within is None else int(ranks[within]))
+        possible = (ranks <= limit).nonzero()[:, 0]
+        return int(possible[-1]) if len(possible) else 0  # in the order of their parameters, and so of their ranks
+
+    @override
+    def scheme(self) -> str | None:
+        return "matrix"
 
     @override
     def describe(self) -> dict[str, Any]:

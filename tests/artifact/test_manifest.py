@@ -2,7 +2,7 @@ import json
 from importlib import metadata
 
 import pytest
-from artifacts import changed, compressed
+from artifacts import changed, compressed, family
 from networks import tiny_cnn
 
 from lrcompress.artifact import Manifest, installed_versions
@@ -17,6 +17,26 @@ def manifest():
 
 def test_a_manifest_is_the_same_after_a_trip_through_its_text(manifest):
     manifest = changed(manifest, class_names=("ant", "<bee>"), shared={"a": "b"}, tensors_sha256="12")
+    assert Manifest.loads(manifest.dumps(), "file") == manifest
+
+
+def test_a_manifest_of_the_first_schema_is_read_with_one_rank_per_layer(manifest):
+    values = json.loads(manifest.dumps()) | {"schema": 1}
+    for layer in values["layers"]:
+        if "ranks" in layer:
+            (layer["rank"],) = layer.pop("ranks")
+            del layer["parameters"]
+    old = Manifest.loads(json.dumps(values), "file")
+    factorized = [layer for layer in old.layers if layer.scheme == "matrix"]
+    assert [(layer.name, layer.ranks) for layer in factorized] == [("3", (3,)), ("6", (3,)), ("9", (3,))]
+    assert (factorized[0].parameters, factorized[2].parameters) == (3 * (12 + 72), 3 * (16 + 12))
+    assert old.architecture == manifest.architecture
+
+
+def test_ranks_of_several_modes_are_the_same_after_a_trip_through_the_text():
+    model, architecture, size = family("standardised")
+    manifest = compressed(model, architecture, size, scheme="tucker2")[1]
+    assert ("tucker2", (3, 3)) in {(layer.scheme, layer.ranks) for layer in manifest.layers}
     assert Manifest.loads(manifest.dumps(), "file") == manifest
 
 
@@ -40,7 +60,7 @@ def test_a_text_that_is_no_manifest_is_refused(text):
     assert refused.value.hint
 
 
-@pytest.mark.parametrize("schema", [0, 2, 99, None])
+@pytest.mark.parametrize("schema", [0, 3, 99, None, "2"])
 def test_a_schema_that_is_not_known_is_refused(manifest, schema):
     values = json.loads(manifest.dumps()) | {"schema": schema}
     with pytest.raises(ArtifactError, match=f"`file` has schema {schema}") as refused:

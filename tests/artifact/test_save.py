@@ -7,12 +7,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from artifacts import compressed, save
-from torch import nn
+from artifacts import FAMILIES, compressed, disturbed, family, save
 
-from lrcompress.artifact import load, pack_artifact
+from lrcompress.artifact import load, pack_artifact, save_artifact
 from lrcompress.errors import ArtifactError, OutputError
 from lrcompress.models import Architecture
+from lrcompress.plan import Smallest, UniformRank
 
 OWN = """
 import torch
@@ -49,20 +49,15 @@ def own_network(folder):
 
 def timm_network(name, size, **arguments):
     torch.manual_seed(0)
-    model = timm.create_model(name, **arguments).eval()
     # Statistics as after training: not the ones that any new network has.
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(generator=generator)
-            module.running_var.uniform_(0.5, 2, generator=generator)
-    return model, Architecture("timm", name, arguments), (3, size, size)
+    model = disturbed(timm.create_model(name, num_classes=10, **arguments))
+    return model, Architecture("timm", name, {"num_classes": 10, **arguments}), (3, size, size)
 
 
 NETWORKS = {
-    "resnet": lambda folder: timm_network("resnet18", 32, num_classes=10),
-    "vit": lambda folder: timm_network("vit_tiny_patch16_224", 32, num_classes=10, img_size=32),
-    "efficientnet": lambda folder: timm_network("tf_efficientnet_lite0", 32, num_classes=10),
+    "resnet": lambda folder: timm_network("resnet18", 32, channels=[8, 12, 16, 24]),
+    "vit": lambda folder: timm_network("vit_tiny_patch16_224", 32, img_size=32, depth=2),
+    "efficientnet": lambda folder: timm_network("test_efficientnet", 32),
     "own, with shared weights": lambda folder: (*own_network(folder), (3, 2, 2)),
 }
 
@@ -71,14 +66,8 @@ def arch_of(architecture):
     return architecture.name if architecture.framework == "custom" else None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
-def test_logits_of_the_file_are_those_of_the_model_in_memory_bit_for_bit(tmp_path, make, dtype):
-    dense, architecture, size = make(tmp_path)
-    model, manifest = compressed(dense, architecture, size, dtype=dtype)
-    assert any(layer.scheme == "matrix" for layer in manifest.layers)
-    save(tmp_path / "out.safetensors", model, manifest)
-    loaded = load(tmp_path / "out.safetensors", arch=arch_of(architecture))
+def assert_same_logits(dense, model, path, architecture, size):
+    loaded = load(path, arch=arch_of(architecture))
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = model(images)
@@ -87,18 +76,92 @@ def test_logits_of_the_file_are_those_of_the_model_in_memory_bit_for_bit(tmp_pat
     assert {v.dtype for v in loaded.state_dict().values() if v.is_floating_point()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["resnet", "own, with shared weights"])
-def test_the_same_model_gives_the_same_bytes(tmp_path, name):
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
+def test_logits_of_the_file_are_those_of_the_model_in_memory_bit_for_bit(tmp_path, make, dtype):
+    dense, architecture, size = make(tmp_path)
+    model, manifest = compressed(dense, architecture, size, dtype=dtype, scheme="auto", policy=Smallest())
+    assert any(layer.scheme != "dense" for layer in manifest.layers)
+    save(tmp_path / "out.safetensors", model, manifest)
+    assert_same_logits(dense, model, tmp_path / "out.safetensors", architecture, size)
+
+
+# Families of networks with a layer that a scheme fits; the matrix form fits some layer of each.
+FORMS = [
+    *((name, "matrix") for name in FAMILIES),
+    *((name, scheme) for name in ("standardised", "one and three axes") for scheme in ("spatial", "tucker2")),
+    ("grouped", "tucker2"),
+    *((name, "split") for name in ("multihead attention", "swin", "swin v2", "beit")),
+]
+
+
+@pytest.mark.parametrize(("name", "scheme"), FORMS)
+def test_every_form_of_layer_and_every_stand_in_is_loaded_bit_for_bit(tmp_path, name, scheme):
+    dense, architecture, size = family(name)
+    model, manifest = compressed(dense, architecture, size, policy=UniformRank(2), scheme=scheme)
+    assert scheme in {layer.scheme for layer in manifest.layers}
+    save(tmp_path / "out.safetensors", model, manifest)
+    assert_same_logits(dense, model, tmp_path / "out.safetensors", architecture, size)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_network_whose_layers_all_stay_dense_is_loaded_without_stand_ins(tmp_path, name):
+    dense, architecture, size = family(name)
+    model, manifest = compressed(dense, architecture, size, policy=UniformRank(10**6))
+    save(tmp_path / "out.safetensors", model, manifest)
+    loaded = load(tmp_path / "out.safetensors", arch=architecture.name)
+    assert [type(module) for module in loaded.modules()] == [type(module) for module in dense.modules()]
+    images = torch.randn(2, *size)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), dense(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("resnet", "auto"), ("vit", "split"), ("own, with shared weights", "matrix")]
+)
+def test_the_same_model_gives_the_same_bytes(tmp_path, name, scheme):
     digests = set()
     for file in ("one.safetensors", "two.safetensors"):
         dense, architecture, size = NETWORKS[name](tmp_path)
-        save(tmp_path / file, *compressed(dense, architecture, size))
+        save(tmp_path / file, *compressed(dense, architecture, size, scheme=scheme, policy=Smallest()))
         digests.add(hashlib.sha256((tmp_path / file).read_bytes()).hexdigest())
     assert len(digests) == 1
 
 
+def test_what_is_packed_is_what_is_written_and_is_not_a_copy(tmp_path):
+    dense, architecture, size = timm_network("test_resnet", 32)
+    model, manifest = compressed(dense, architecture, size)
+    packed = pack_artifact(model, manifest)
+    save_artifact(tmp_path / "out.safetensors", packed)
+    content = (tmp_path / "out.safetensors").read_bytes()
+    assert b"".join(packed.content()) == content
+    assert (packed.size, packed.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    own = {value.data_ptr() for value in model.state_dict().values()}
+    assert {value.data_ptr() for value in packed.tensors.values()} <= own
+    # Piece by piece: no piece is more than a tensor, or the header.
+    largest = max(value.nbytes for value in packed.tensors.values())
+    assert all(len(piece) <= largest for piece in list(packed.content())[1:])
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("standardised", "tucker2"), ("beit", "split"), ("swin v2", "matrix")])
+def test_the_file_is_read_by_safetensors_with_equal_tensors_each_at_a_multiple_of_its_size(tmp_path, name, scheme):
+    dense, architecture, size = family(name)
+    model, manifest = compressed(dense, architecture, size, policy=UniformRank(2), scheme=scheme)
+    save(tmp_path / "out.safetensors", model, manifest)
+    read = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    assert dict.fromkeys(read, True) == {key: torch.equal(read[key], v) for key, v in model.state_dict().items()}
+    content = (tmp_path / "out.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    for key, value in read.items():
+        begin, end = header[key]["data_offsets"]
+        assert (8 + length + begin) % value.element_size() == 0
+        assert end - begin == value.nbytes
+    assert max(header[key]["data_offsets"][1] for key in read) == len(content) - 8 - length
+
+
 def test_the_file_is_an_ordinary_safetensors_file_with_the_sources_names(tmp_path):
-    dense, architecture, size = timm_network("test_resnet", 32, num_classes=10)
+    dense, architecture, size = timm_network("test_resnet", 32)
     model, manifest = compressed(dense, architecture, size)
     save(tmp_path / "out.safetensors", model, manifest)
     tensors = safetensors.torch.load_file(tmp_path / "out.safetensors")
@@ -143,7 +206,7 @@ def test_the_header_is_sorted_json_padded_to_eight_bytes(tmp_path):
     assert list(header) == sorted(header)
     assert header["__metadata__"]["format"] == "pt"
     manifest = json.loads(header["__metadata__"]["lrcompress"])
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert list(manifest) == sorted(manifest)
 
 
@@ -184,7 +247,7 @@ def test_a_file_that_does_not_read_back_as_the_model_is_not_kept(tmp_path, monke
             file.write_bytes(content)
 
     monkeypatch.setattr(os, "fsync", damaging)
-    with pytest.raises(ArtifactError, match="differs from the model at"):
+    with pytest.raises(ArtifactError, match="the written file differs from the model"):
         save(tmp_path / "out.safetensors", model, manifest)
     assert listing(tmp_path) == before
 

@@ -1,14 +1,16 @@
 import hashlib
 import json
+import struct
 
 import pytest
 import torch
 from networks import tiny_cnn
+from safetensors import safe_open
 from safetensors.torch import load
 from torch import nn
 
 from lrcompress.artifact import round_weights_
-from lrcompress.artifact.tensors import digest_tensors, serialize, stored_tensors
+from lrcompress.artifact.tensors import digest_tensors, iterate_file, stored_tensors
 
 
 def test_tensors_are_stored_sorted_contiguous_and_detached():
@@ -85,12 +87,57 @@ def test_any_change_changes_the_digest(other):
     assert digest_tensors(one) != digest_tensors(other)
 
 
+def serialize(tensors, metadata):
+    return b"".join(iterate_file(tensors, metadata))
+
+
 def test_the_bytes_do_not_depend_on_the_order_of_tensors_and_metadata():
     one, two = torch.ones(3), torch.zeros(2, 2).half()
     first = serialize({"a": one, "b": two}, {"format": "pt", "lrcompress": "{}", "x": "y"})
     second = serialize({"b": two, "a": one}, {"x": "y", "lrcompress": "{}", "format": "pt"})
     assert first == second
     assert torch.equal(load(first)["b"], two)
+
+
+# One of each type that networks have, with shapes that would not keep the next one aligned.
+KINDS = {
+    "h": torch.randn(3).half(),
+    "d": torch.randn(3, 1, dtype=torch.float64),
+    "flags": torch.tensor([True, False, True]),
+    "f": torch.randn(5, 3).t(),
+    "count": torch.tensor(7),
+    "b": torch.randn(1).bfloat16(),
+    "i": torch.arange(3, dtype=torch.int32),
+    "s": torch.arange(5, dtype=torch.int16),
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "small": torch.arange(3, dtype=torch.int8),
+    "empty": torch.zeros(0, 4),
+}
+
+
+def test_every_type_is_read_back_by_safetensors_and_aligned(tmp_path):
+    content = serialize({name: value.contiguous() for name, value in KINDS.items()}, {"format": "pt"})
+    found = load(content)
+    assert found.keys() == KINDS.keys()
+    for name, value in KINDS.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+    (length,) = struct.unpack("<Q", content[:8])
+    assert length % 8 == 0
+    header = json.loads(content[8 : 8 + length])
+    for name, value in KINDS.items():
+        assert header[name]["data_offsets"][0] % value.element_size() == 0
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_the_pieces_are_views_of_the_tensors():
+    big = torch.zeros(1000)
+    header, piece = iterate_file({"big": big}, {})
+    big[3] = 1.0
+    assert len(header) < 100
+    assert torch.frombuffer(piece, dtype=torch.float32)[3] == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -2,12 +2,12 @@ import struct
 
 import pytest
 import torch
-from artifacts import compressed, save
+from artifacts import compressed, family, save
 from networks import matrix_with_spectrum, tiny_mlp
 
 from lrcompress.artifact import verify_artifact
 from lrcompress.artifact.manifest import Manifest
-from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, serialize, stored_tensors
+from lrcompress.artifact.tensors import METADATA_KEY, digest_tensors, iterate_file, stored_tensors
 from lrcompress.errors import ArtifactError
 from lrcompress.models import Architecture
 from lrcompress.plan import Tolerance
@@ -40,12 +40,24 @@ def outcomes(path, factory, original=None):
 
 
 def write(path, tensors, manifest):
-    path.write_bytes(serialize(tensors, {"format": "pt", METADATA_KEY: manifest.dumps()}))
+    path.write_bytes(b"".join(iterate_file(tensors, {"format": "pt", METADATA_KEY: manifest.dumps()})))
 
 
 def test_a_whole_artifact_passes_every_check(made):
     dense, _, _, factory, path = made
     assert outcomes(path, factory, dense) == dict.fromkeys(("manifest", "digest", "finite", "network", "errors"), True)
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("standardised", "tucker2"), ("swin v2", "split"), ("grouped", "matrix")])
+def test_the_errors_of_every_form_are_measured_again(tmp_path, name, scheme):
+    dense, architecture, size = family(name)
+    model, manifest = compressed(dense, architecture, size, policy=Tolerance(0.7), scheme=scheme, tol=0.7)
+    save(tmp_path / "out.safetensors", model, manifest)
+    found = verify_artifact(tmp_path / "out.safetensors", arch=architecture.name, original=dense)
+    assert [check.passed for check in found] == [True] * 5
+    largest = max(layer.relative_error or 0 for layer in manifest.layers)
+    assert found[-1].detail == f"largest {largest:.4f}, guaranteed 0.7"
+    assert 0.1 < largest <= 0.7
 
 
 def test_without_the_original_the_errors_are_not_checked_and_that_is_said(made):

@@ -12,7 +12,7 @@ from lrcompress.data import ImageSet, split_held_out
 from lrcompress.dlrt import DlrtOptions, fine_tune_
 from lrcompress.dlrt.training import distillation_loss
 from lrcompress.errors import DataError, TrainingError
-from lrcompress.factorize import factorize
+from lrcompress.factorize import factorize_for_training
 from lrcompress.nn import factored_layers
 from lrcompress.plan import TrainingStart, make_plan
 
@@ -23,7 +23,7 @@ LONG = {"epochs": 10, "coefficient_steps": 5, "lr": 3e-2, "max_rank": None}
 
 def low_rank_mlp(*, tol=0.3, max_rank=6, norm=False):
     model = tiny_mlp(norm=norm)
-    return factorize(
+    return factorize_for_training(
         model, make_plan(model, TrainingStart(tol, max_rank=max_rank), input_size=(3, 4, 4), include_first=True)
     )
 
@@ -31,7 +31,7 @@ def low_rank_mlp(*, tol=0.3, max_rank=6, norm=False):
 def low_rank_cnn():
     model = tiny_cnn()
     plan = make_plan(model, TrainingStart(0.3), input_size=(3, 8, 8), include_first=True, include_classifier=True)
-    return factorize(model, plan)
+    return factorize_for_training(model, plan)
 
 
 def options(**changes):

@@ -48,9 +48,7 @@ ARCHITECTURES = {
 }
 # The schemes beside the matrix form that fit a layer of each.
 CONVOLUTIONAL, PATCHES_AND_PROJECTIONS = {"spatial", "tucker2"}, {"spatial", "tucker2", "split"}
-FITTING = {
-    name: PATCHES_AND_PROJECTIONS for name in ("timm vit_tiny", "multihead attention", "swin", "swin v2", "beit")
-}
+FITTING = dict.fromkeys(("timm vit_tiny", "multihead attention", "swin", "swin v2", "beit"), PATCHES_AND_PROJECTIONS)
 
 
 def everything(model, size, **options):
@@ -268,27 +266,32 @@ def test_a_network_to_train_shares_nothing_with_the_model():
 
 
 @pytest.mark.parametrize("way", ["trained", "shipped"])
-def test_both_ways_apply_the_best_weights_of_their_rank(way):
-    for model, size in ((disturbed(tiny_cnn())[:4], SIZE), (family("swin")[0], (3, 20, 16))):
-        decomposer = Decomposer(wanted="matrix")
-        plan = make_plan(model, UniformRank(3), input_size=size, decomposer=decomposer)
-        truncated, images = copy.deepcopy(model), torch.randn(2, *size)
-        with torch.no_grad():
-            for name in plan.factorized():
-                weight = truncated.get_submodule(name).weight
-                U, sigma, Vt = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
-                weight.copy_((U[:, :3] * sigma[:3] @ Vt[:3]).reshape(weight.shape))
-            expected = truncated(images)
-            if way == "shipped":
-                low_rank = factorize(model, plan)
-            else:
-                low_rank = factorize_for_training(model, plan)
-                assert factored(low_rank) == list(plan.factorized())
-                assert relative_difference(low_rank(images), expected) < 1e-5
-                assert fold_(low_rank) is low_rank
+@pytest.mark.parametrize(
+    ("make", "size", "exclude"),
+    [(lambda: disturbed(tiny_cnn()), SIZE, ["6"]), (lambda: family("swin")[0], (3, 20, 16), [])],
+    ids=["cnn", "swin"],
+)
+def test_both_ways_apply_the_best_weights_of_their_rank(make, size, exclude, way):
+    model = make()
+    plan = make_plan(model, UniformRank(3), input_size=size, exclude=exclude, decomposer=Decomposer(wanted="matrix"))
+    truncated, images = copy.deepcopy(model), torch.randn(2, *size)
+    assert plan.factorized()
+    with torch.no_grad():
+        for name in plan.factorized():
+            weight = truncated.get_submodule(name).weight
+            U, sigma, Vt = torch.linalg.svd(weight.flatten(1).double(), full_matrices=False)
+            weight.copy_((U[:, :3] * sigma[:3] @ Vt[:3]).reshape(weight.shape))
+        expected = truncated(images)
+        if way == "shipped":
+            low_rank = factorize(model, plan)
+        else:
+            low_rank = factorize_for_training(model, plan)
+            assert factored(low_rank) == list(plan.factorized())
             assert relative_difference(low_rank(images), expected) < 1e-5
-        assert factored(low_rank) == []
-        assert low_rank_layers(low_rank) == list(plan.factorized())
+            assert fold_(low_rank) is low_rank
+        assert relative_difference(low_rank(images), expected) < 1e-5
+    assert factored(low_rank) == []
+    assert low_rank_layers(low_rank) == list(plan.factorized())
 
 
 def test_parameters_are_counted_as_they_are_shipped():

@@ -251,7 +251,7 @@ SMALL = {
     "timm/test_resnet": ({}, (3, 32, 32)),
     "timm/test_nfnet": ({}, (3, 32, 32)),
     "timm/test_vit": ({"img_size": 32}, (3, 32, 32)),
-    "timm/swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 12, "depths": [1, 2, 1, 1]}, (3, 56, 56)),
+    "timm/swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 12, "depths": [2, 1, 1, 1]}, (3, 56, 56)),
     "timm/eva02_tiny_patch14_224": ({"img_size": 56, "depth": 1}, (3, 56, 56)),
     "timm/beit_base_patch16_224": ({"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}, (3, 32, 32)),
     "torchvision/squeezenet1_1": ({"in_chans": 2}, (2, 64, 64)),

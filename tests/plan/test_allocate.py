@@ -138,7 +138,6 @@ def test_what_is_left_goes_to_a_step_beside_the_hull():
     assert allocate({"a": one}, 30) == {"a": 2}
 
 
-@pytest.mark.xfail(strict=True, reason="allocate: steps of equal worth are taken in the wrong order")
 @pytest.mark.parametrize("count", [12, 33])
 def test_a_flat_spectrum_whose_steps_are_all_worth_the_same_keeps_the_budget(count):
     one = layer([3 * rank for rank in range(1, count)], [(count - rank) / count for rank in range(1, count)], 3 * count)

@@ -202,7 +202,6 @@ class ByKeyword(nn.Module):
         return self.head(self.inner(input=self.stem(x.flatten(1))))
 
 
-@pytest.mark.xfail(strict=True, reason="_record_: takes the first positional argument", raises=IndexError)
 def test_a_layer_that_is_called_by_keyword_is_measured():
     model, images = ByKeyword(), torch.randn(5, 3, 2, 2)
     y = outputs_without_bias(model.inner, model.stem(images.flatten(1)))

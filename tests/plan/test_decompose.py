@@ -111,12 +111,7 @@ def test_no_more_bytes_are_kept_than_are_allowed(monkeypatch, counted, allowed, 
     "policies",
     [
         (Tolerance(0.7), FullRank(), Tolerance(0.5)),
-        pytest.param(
-            (FullRank(), Tolerance(0.7)),
-            marks=pytest.mark.xfail(
-                strict=True, reason="Decomposer._keep: what a later plan keeps takes the place of what this one needs"
-            ),
-        ),
+        (FullRank(), Tolerance(0.7)),
     ],
     ids=["full rank last", "full rank first"],
 )

@@ -311,7 +311,6 @@ class ByKeyword(nn.Module):
         return self.head(self.inner(input=self.stem(x.flatten(1))))
 
 
-@pytest.mark.xfail(strict=True, reason="_probe: a call by keyword is not counted")
 def test_a_call_by_keyword_is_recorded_too():
     found = {candidate.name: candidate for candidate in find_layers(ByKeyword().eval(), (3, 2, 2))}
     assert found["inner"].calls == (Call(1, (), ()),)

@@ -93,9 +93,7 @@ def test_training_starts_at_the_tolerance_but_never_above_what_removes_parameter
     [
         (None, 12),  # 15·64 < 32·32: the largest multiple that is useful
         (8, 8),
-        pytest.param(
-            6, 4, marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="TrainingStart: 6 is no option")
-        ),
+        (6, 4),
     ],
 )
 def test_training_starts_at_a_rounded_rank_within_the_largest(max_rank, expected):

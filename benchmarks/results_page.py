@@ -238,17 +238,17 @@ def factorize_section() -> str:
     return f"""## Time and memory of factorising
 
 `python benchmarks/factorize.py`: `make_plan` and `factorize` at `--tol 0.1`, probing of the network included, against a
-loop of `torch.linalg.svd(full_matrices=False)` over the same layers; random weights with decaying spectra, timed in turn, median
-of three rounds. “Errors” is the largest difference of a layer's relative error. The last column is the time of all
-schemes together, as `--scheme auto` does it.
+loop of `torch.linalg.svd(full_matrices=False)` over the same layers; random weights with decaying spectra, timed in
+turn, median of three rounds. “Errors” is the largest difference of a layer's relative error. The last column is the
+time of all schemes together, as `--scheme auto` does it.
 
 {table(header, rows)}
 
 Compressing a safetensors file of ViT-L/16 ({file} MB) at `--tol 0.1`, which keeps {percent(memory["kept"])} of it,
 takes {alone} MB at its peak with `--no-timing`, mapped pages of the file included; importing torch and timm alone takes
 {importing} MB. That is {memory["peak_over_bound"]:.2f} of 1.3 times the import plus the file, and
-{memory["peak_memory_ratio"]:.2f} of the import plus the file. With the timing of both models, which needs both in memory
-at once, it is {timed} MB.
+{memory["peak_memory_ratio"]:.2f} of the import plus the file. With the timing of both models, which needs both in
+memory at once, it is {timed} MB.
 
 {circumstances(memory)}
 """

@@ -129,8 +129,9 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"no file `{path}`", hint="give the .safetensors file that lrcompress compress wrote")
     with path.open("rb") as file:
-        start = file.read(2)
-    if start in TORCH_MAGIC:
+        start = file.read(9)
+    # A safetensors file begins with the length of its header, which may be any two bytes, and then the header.
+    if start[:2] in TORCH_MAGIC and start[8:] != b"{":
         raise ArtifactError(
             f"`{path}` is a torch checkpoint, not a file that lrcompress wrote",
             hint=f"lrcompress compress {path} -o small.safetensors",

@@ -1,6 +1,7 @@
 """Parameters, bytes and multiply-accumulate operations of a whole model, biases and norms included."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -60,8 +61,20 @@ def run_without_values(model: nn.Module, input_size: tuple[int, int, int], run: 
     with torch.no_grad():
         try:
             image = torch.zeros(1, *input_size, device="meta", dtype=parameter.dtype)
-            return run(meta_twin(model).eval(), image)
+            return run(meta_twin(model).requires_grad_(False).eval(), image)
         except Exception:  # whatever a network's own code raises without values: with values it is told
-            with eval_mode(model):
-                image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+            image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+            with eval_mode(model), _without_gradients(model):
                 return run(model, image)
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Freezes the parameters for a while: torch's counter asks for gradient functions, and there are none."""
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)

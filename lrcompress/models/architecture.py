@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,9 +132,12 @@ def build_model(architecture: Architecture, *, without_weights: bool = False) ->
         )
     build = functools.partial(_BUILDERS[architecture.framework], architecture.name)
     if without_weights and known is not None:
-        # Some need values of their parameters while they are built; those are built whole, and what is wrong told then.
+        # Some need values of their parameters while they are built, or make buffers where their parameters are; those
+        # are built whole, and what is wrong told then.
         with contextlib.suppress(Exception), _parameters_on_meta():
-            return build(dict(architecture.arguments)).eval()
+            model = build(dict(architecture.arguments))
+            if not any(tensor.is_meta for tensor in _other_tensors(model)):
+                return model.eval()
     try:
         model = build(dict(architecture.arguments))
     except ArchitectureError:
@@ -159,7 +163,9 @@ def assign_tensors_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     tied: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    state: Any = OrderedDict(tensors)
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # versions, which some modules ask for
+    model.load_state_dict(state, strict=True, assign=True)
     for first, *others in tied.values():
         for name in others:
             parent, _, key = name.rpartition(".")
@@ -181,6 +187,13 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register
+
+
+def _other_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Yields all tensors that modules hold beside their parameters, stored or not."""
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
 def default_preprocessing(architecture: Architecture, model: nn.Module) -> Preprocessing:

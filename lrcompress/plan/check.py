@@ -72,7 +72,7 @@ def _check_layer(layer: LayerPlan, candidate: Candidate) -> LayerPlan:
             else "no rank removes parameters: plan it as dense"
         )
         raise OptionError(f"`{layer.name}` cannot have rank {shown}", hint=hint)
-    return replace(layer, parameters=parameters)
+    return replace(layer, parameters=parameters, dense_parameters=candidate.parameters)
 
 
 def _repeated(names: list[str]) -> list[str]:

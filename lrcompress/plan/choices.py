@@ -88,6 +88,7 @@ def list_choices(
     calls: Sequence[Call],
     decompositions: Mapping[Scheme, Decomposition],
     *,
+    replaced_parameters: int | None = None,
     wanted_rank: int | None = None,
     round_ranks: int = 1,
 ) -> Choices:
@@ -97,12 +98,13 @@ def list_choices(
         layer: the dense layer.
         calls: of the layer.
         decompositions: of its weight, by scheme.
+        replaced_parameters: how many the dense layer has, if it is more than its weight's.
         wanted_rank: the option of this rank in every mode, or the largest there is, is among them; it is one of the
             wanted scheme, the first of the decompositions.
         round_ranks: only ranks that are multiples of this, or full, are options.
     """
     positions, parts = count_positions(calls), []
-    dense = dense_parameters(layer), dense_macs(layer, positions)
+    dense = replaced_parameters or dense_parameters(layer), dense_macs(layer, positions)
     for number, (scheme, decomposition) in enumerate(decompositions.items()):
         ranks = decomposition.ranks()
         if round_ranks > 1:

@@ -1,6 +1,7 @@
 """Decomposes the layers of a network, several at once, and keeps what fits into memory until they are factorised."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class Decomposer:
     on_progress: Callable[[int, int], None] = lambda done, total: None
     _kept: dict[tuple[str, str], _Kept] = field(default_factory=dict)
     _choices: dict[tuple[str, int | None, str | None], Choices] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def choices(
         self, candidates: Sequence[Candidate], *, wanted_rank: int | None = None, scheme: str | None = None
@@ -94,7 +96,12 @@ class Decomposer:
             schemes = schemes[:1]  # one rank for all compares ranks, not schemes
         decompositions = {one: one.decompose(layer, self.metrics.get(name)) for one in schemes}
         choices = list_choices(
-            layer, candidate.calls, decompositions, wanted_rank=wanted_rank, round_ranks=self.round_ranks
+            layer,
+            candidate.calls,
+            decompositions,
+            replaced_parameters=candidate.parameters,
+            wanted_rank=wanted_rank,
+            round_ranks=self.round_ranks,
         )
         for number, (scheme, decomposition) in enumerate(decompositions.items()):
             possible = choices.useful & (choices.schemes == number)
@@ -107,9 +114,10 @@ class Decomposer:
     def _keep(self, name: str, scheme: Scheme, decomposition: Decomposition, largest: Sequence[int]) -> None:
         ranks = [rank for rank in largest if rank > 0]
         needed = decomposition.keep_(ranks)
-        others = sum(kept.size for key, kept in self._kept.items() if key != (name, scheme.name))
-        if others + needed <= KEPT_BYTES:
-            self._kept[name, scheme.name] = _Kept(decomposition, tuple(ranks), needed)
+        with self._lock:
+            others = sum(kept.size for key, kept in self._kept.items() if key != (name, scheme.name))
+            if others + needed <= KEPT_BYTES:
+                self._kept[name, scheme.name] = _Kept(decomposition, tuple(ranks), needed)
 
     def _can_measure(self, name: str, scheme: Scheme) -> bool:
         metric = self.metrics.get(name)

@@ -24,6 +24,8 @@ class Candidate:
         kind: the module's class.
         weight_shape: the parameter's shape.
         reason: why it stays dense whatever its spectrum, "" if it may be factorised.
+        parameters: how many go if the layer is replaced: its weight's, and those of the gain that a weight-standardised
+            convolution has beside it.
         layer: the plain layer that the module is equal to, None if there is none.
         calls: of the layer in the forward pass of one image.
     """
@@ -32,6 +34,7 @@ class Candidate:
     kind: str
     weight_shape: tuple[int, ...]
     reason: str
+    parameters: int
     layer: PlainLayer | None = None
     calls: tuple[Call, ...] = ()
 
@@ -71,18 +74,21 @@ def find_layers(
     sharers = _names_by_weight(exposed)
     found = []
     for name, module in exposed.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
+        layer = plain_layer(module) if is_weight_layer(module) else None
+        own = dict(module.named_parameters(recurse=False))
+        for key, parameter in own.items():
             if parameter.ndim < 2:
                 continue
             kind, shape = type(module).__name__, tuple(parameter.shape)
-            if key != "weight":
+            if key == "weight":
+                others = [other for other in sharers[id(parameter)] if other != name]
+                reason = _structural_reason(name, module, layer, name in calls, others) or fixed.get(name, "")
+                count = sum(value.numel() for other, value in own.items() if other != "bias")
+                found.append(Candidate(name, kind, shape, reason, count, layer, tuple(calls.get(name, ()))))
+            elif layer is None:  # otherwise a part of the layer's weight
                 path = f"{name}.{key}".lstrip(".")
-                found.append(Candidate(path, kind, shape, f"a parameter that {kind} reads directly"))
-                continue
-            others = [other for other in sharers[id(parameter)] if other != name]
-            layer = plain_layer(module) if is_weight_layer(module) else None
-            reason = _structural_reason(name, module, layer, name in calls, others) or fixed.get(name, "")
-            found.append(Candidate(name, kind, shape, reason, layer, tuple(calls.get(name, ()))))
+                reason = f"a parameter that {kind} reads directly"
+                found.append(Candidate(path, kind, shape, reason, parameter.numel()))
     return found
 
 

@@ -137,4 +137,5 @@ def _plan_layer(candidate: Candidate, option: Option | None, reason: str) -> Lay
         ranks=option.ranks,
         relative_error=option.relative_error,
         parameters=option.parameters,
+        dense_parameters=candidate.parameters,
     )

@@ -49,6 +49,7 @@ class LayerPlan:
         relative_error: predicted ‖W − W_r‖_F/‖W‖_F if it is factorised, in the metric of the calibration where there
             is one.
         parameters: how many weights it will have, without the bias; None if it is dense.
+        dense_parameters: how many go if it is replaced, without the bias; None: those of the weight.
         reason: why it stays dense, "" if it does not.
     """
 
@@ -59,6 +60,7 @@ class LayerPlan:
     ranks: tuple[int, ...] = ()
     relative_error: float | None = None
     parameters: int | None = None
+    dense_parameters: int | None = None
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class LayerPlan:
             ranks=tuple(ranks) if scheme != DENSE else (),
             relative_error=None if error is None else float(error),
             parameters=values["parameters"],
+            dense_parameters=values["dense_parameters"],
             reason=str(values["reason"]),
         )
 
@@ -168,7 +171,10 @@ class CompressionPlan:
 
     def removed_parameters(self) -> int:
         """Returns how many parameters fewer the network will have."""
-        return sum(math.prod(layer.dense_shape) - (layer.parameters or 0) for layer in self.factorized().values())
+        return sum(
+            (layer.dense_parameters or math.prod(layer.dense_shape)) - (layer.parameters or 0)
+            for layer in self.factorized().values()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON types."""

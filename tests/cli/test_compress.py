@@ -40,6 +40,28 @@ def test_json_on_stdout_is_the_report(shop):
     assert json.loads(result.stdout) == json.loads((shop / "new.report.json").read_text())
 
 
+@pytest.mark.parametrize("scheme", ["auto", "matrix"])
+def test_fine_tuning_trains_the_matrix_form(shop, scheme):
+    result = compress(*TRAIN, "--scheme", scheme, "--round-ranks", "4", "-o", "new.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert {layer["scheme"] for layer in json.loads(result.stdout)["layers"]} == {"matrix", "dense"}
+
+
+def test_without_timing_nothing_is_said_of_speed(shop, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("timed")
+
+    timed = json.loads(compress("-o", "timed.safetensors", "--json").stdout)
+    monkeypatch.setattr(compression, "measure_latency", never)
+    report = json.loads(compress("--no-timing", "-o", "untimed.safetensors", "--json").stdout)
+    assert report["latency"] is None
+    assert timed["latency"]["rounds"] > 0
+    said = [any("of the original's time" in sentence for sentence in each["verdict"]) for each in (timed, report)]
+    assert said == [True, False]
+    assert "ms per batch" not in (shop / "untimed.report.html").read_text()
+    assert (shop / "untimed.safetensors").read_bytes() == (shop / "timed.safetensors").read_bytes()
+
+
 def test_fine_tuning_is_told_and_recorded(shop):
     result = compress(*TRAIN, "--beta", "0.05", "--penalty", "paper", "--max-rank", "6", "-o", "new.safetensors")
     assert result.exit_code == 0
@@ -67,7 +89,7 @@ def test_every_way_to_ask_for_ranks_is_recorded_and_kept(shop, options, policy):
         if option in policy:
             assert policy[option] - 64 < report["size"]["compressed"][key] <= policy[option]
     if "rank" in policy:
-        assert {layer["rank"] for layer in report["layers"] if "rank" in layer} == {5}
+        assert [layer["ranks"] for layer in report["layers"] if "ranks" in layer] == [[5], [5]]
 
 
 def test_a_state_dict_of_timm_needs_its_file_only(shop):
@@ -201,8 +223,13 @@ BAD_OPTIONS = {
     "tolerance while training": ([*TRAIN, "--tol", "1.5"], ["--tol"]),
     "two policies": (["--tol", "0.1", "--budget", "0.5"], ["--tol and --budget exclude each other"]),
     "a budget in per cent": (["--budget", "25"], ["--budget must lie strictly between 0 and 1, got 25.0"]),
-    "a budget too small": (["--max-params", "9"], ["the budget of 9 parameters cannot be met", "leaves"]),
+    "a budget too small": (
+        ["--max-params", "9"],
+        ["the budget of 9 parameters cannot be met", "has 1,283 of 3,203 (40.1 %)"],
+    ),
     "a budget with fine-tuning": ([*TRAIN, "--budget", "0.5"], ["adapts the ranks to a tolerance", "--epochs 0"]),
+    "a scheme with fine-tuning": ([*TRAIN, "--scheme", "tucker2"], ["trains the matrix form only", "--epochs 0"]),
+    "a layer's scheme with fine-tuning": ([*TRAIN, "--layer-scheme", "3=split"], ["trains the matrix form only"]),
     "energy": (["--energy", "99"], ["--energy"]),
     "rank 0": (["--rank", "0"], ["--rank must be at least 1"]),
     "unwritable": (["-o", "nowhere/new.safetensors"], ["no folder `nowhere`", "mkdir"]),

@@ -1,5 +1,9 @@
 import json
+import shutil
+from pathlib import Path
 
+import timm
+from checkpoint_files import write_zip
 from command import assert_refused, run
 from workshop import INPUT_OPTIONS
 
@@ -13,16 +17,17 @@ def test_an_artifact_is_told_without_running_its_factory(shop):
     assert result.stdout.splitlines()[0] == "kind: artifact"
     assert f"parameters: {read_manifest(shop / 'out.safetensors').compressed.parameters}" in result.stdout
     rows = result.stdout.split("\n\n")[1].splitlines()
-    assert rows[0].split() == ["layer", "kind", "weight", "rank", "error", "kappa", "why", "dense"]
+    assert rows[0].split() == ["layer", "kind", "weight", "scheme", "ranks", "error", "kappa", "why", "dense"]
     assert [row.split()[0] for row in rows[1:]] == ["1", "3", "5", "7"]
-    assert rows[2].split()[:4] == ["3", "Linear", "32x32", "4"]
-    assert "rank 32 of 32 would be needed, which does not remove parameters" in rows[3]
+    assert rows[2].split()[:5] == ["3", "Linear", "32x32", "matrix", "4"]
+    assert rows[3].split()[:7] == ["5", "Linear", "32x32", "dense", "-", "-", "-"]
+    assert "what was asked for does not remove parameters" in rows[3]
 
 
 def test_an_artifact_is_told_as_json(shop):
     values = json.loads(run("inspect", "out.safetensors", "--json").stdout)
     assert (values["kind"], values["num_classes"]) == ("artifact", 3)
-    assert {layer["name"]: layer.get("rank") for layer in values["layers"]}["3"] == 4
+    assert {layer["name"]: layer.get("ranks") for layer in values["layers"]}["3"] == [4]
 
 
 def test_a_checkpoint_is_told_with_the_reasons_of_its_layers(shop):
@@ -38,7 +43,7 @@ def test_a_checkpoint_is_told_with_the_reasons_of_its_layers(shop):
     text = run("inspect", "w.pt", "--arch", "net.py:build", *INPUT_OPTIONS)
     assert text.stdout.splitlines()[0] == "kind: checkpoint"
     assert "input: 1x6x5" in text.stdout
-    assert text.stdout.splitlines()[-3].split() == ["3", "Linear", "32x32", "-", "-", "-", "-"]
+    assert text.stdout.splitlines()[-3].split() == ["3", "Linear", "32x32", "-", "-", "-", "-", "-"]
 
 
 def test_a_checkpoint_of_an_unknown_network_is_refused(shop):
@@ -52,6 +57,26 @@ def test_what_is_neither_is_refused(shop):
 
 def test_an_artifact_of_a_future_version_is_told_as_such(shop):
     content = (shop / "out.safetensors").read_bytes()
-    assert content.count(b'\\"schema\\":1') == 1
-    (shop / "future.safetensors").write_bytes(content.replace(b'\\"schema\\":1', b'\\"schema\\":2'))
-    assert_refused(run("inspect", "future.safetensors"), "has schema 2", "upgrade lrcompress")
+    assert content.count(b'\\"schema\\":2') == 1
+    (shop / "future.safetensors").write_bytes(content.replace(b'\\"schema\\":2', b'\\"schema\\":3'))
+    assert_refused(run("inspect", "future.safetensors"), "has schema 3", "upgrade lrcompress")
+
+
+def test_an_artifact_of_the_first_schema_is_told(shop):
+    shutil.copy(Path(__file__).parents[1] / "artifact" / "schema1" / "mlp.safetensors", shop / "old.safetensors")
+    result = run("inspect", "old.safetensors")
+    assert result.exit_code == 0
+    layers = {layer.name: layer for layer in read_manifest(shop / "old.safetensors").layers}
+    rows = [row.split() for row in result.stdout.split("\n\n")[1].splitlines()[1:]]
+    assert [row[0] for row in rows] == list(layers)
+    for row in rows:
+        ranks = layers[row[0]].ranks
+        assert row[3:5] == (["matrix", str(ranks[0])] if ranks else ["dense", "-"])
+
+
+def test_ranks_of_several_modes_stand_in_one_column(shop):
+    write_zip(timm.create_model("test_vit", num_classes=5).state_dict(), shop / "vit.pt")
+    assert run("compress", "vit.pt", "--rank", "3", "--scheme", "split", "-o", "vit.safetensors").exit_code == 0
+    rows = run("inspect", "vit.safetensors").stdout.split("\n\n")[1].splitlines()
+    (row,) = (row.split() for row in rows if row.startswith("blocks.0.attn.qkv "))
+    assert row[:5] == ["blocks.0.attn.qkv", "Linear", "192x64", "split", "3,3,3"]

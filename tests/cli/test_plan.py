@@ -33,7 +33,11 @@ def test_a_plan_is_printed_and_written_and_nothing_else_happens(shop):
     values = json.loads(after.pop("out.plan.json"))
     assert after == before
     assert values["policy"] == {"name": "tolerance", "tol": 0.1}
-    assert {layer["name"]: layer["rank"] for layer in values["layers"]} == {"1": None, "3": 4, "5": None, "7": None}
+    assert {layer["name"]: layer["ranks"] for layer in values["layers"]} == {"1": [], "3": [4], "5": [], "7": []}
+    assert values["layers"][1]["parameters"] == 4 * (32 + 32)
+    table = " ".join(result.stderr.split())
+    assert "scheme" in table
+    assert "3 │ Linear │ 32×32 │ matrix │ 4 │ 0.0000" in table
 
 
 def test_json_on_stdout_is_the_plan_that_is_written(shop):
@@ -46,7 +50,9 @@ def test_the_plan_is_what_compress_does(shop):
     compress("--energy", "0.9", "-o", "at_once.safetensors")
     report = json.loads(compress("--plan", "out.plan.json", "-o", "planned.safetensors", "--json").stdout)
     at_once = json.loads((shop / "at_once.report.json").read_text())
-    assert [layer.get("rank") for layer in report["layers"]] == [layer.get("rank") for layer in at_once["layers"]]
+    made = [[(layer["scheme"], layer.get("ranks")) for layer in each["layers"]] for each in (report, at_once)]
+    assert made[0] == made[1]
+    assert ("matrix", [4]) in made[0]
     assert report["recipe"]["plan"] == {"name": "plan", "made_by": {"name": "energy", "energy": 0.9}}
     assert report["recipe"]["guaranteed_tol"] is None  # it may have been edited
 
@@ -55,14 +61,47 @@ def test_an_edited_plan_is_executed(shop):
     plan()
 
     def by_hand(layers):
-        layers["3"]["rank"] = 2
-        layers["5"] |= {"scheme": "matrix", "rank": 7, "reason": ""}
+        layers["3"]["ranks"] = [2]
+        layers["5"] |= {"scheme": "matrix", "ranks": [7], "reason": ""}
         layers["7"]["reason"] = "by hand"
 
     edit(shop, by_hand)
     report = json.loads(compress("--plan", "out.plan.json", "-o", "new.safetensors", "--json").stdout)
     layers = {layer["name"]: layer for layer in report["layers"]}
-    assert (layers["3"]["rank"], layers["5"]["rank"], layers["7"]["reason"]) == (2, 7, "by hand")
+    assert (layers["3"]["ranks"], layers["5"]["ranks"], layers["7"]["reason"]) == ([2], [7], "by hand")
+    assert report["size"]["compressed"]["parameters"] == 3203 - 2 * 32 * 32 + (2 + 7) * 64
+
+
+EDITS = {
+    "two ranks of a matrix": ({"ranks": [2, 2]}, ["`3` has the ranks 2, 2", "the scheme matrix takes 1 of them"]),
+    "no rank": ({"ranks": []}, ["`3` has the ranks none"]),
+    "rank 0": ({"ranks": [0]}, ["`3` cannot have rank 0", "ranks up to about 15 remove parameters"]),
+    "a rank too large": ({"ranks": [16]}, ["`3` cannot have rank 16", "ranks up to about 15"]),
+    "a scheme that does not fit": ({"scheme": "tucker2", "ranks": [2, 2]}, ["`3` cannot have the scheme tucker2"]),
+    "no such scheme": ({"scheme": "cp"}, ["`3` has the scheme 'cp'", "known are matrix, spatial, tucker2, split"]),
+    "a text": ({"ranks": ["4"]}, ["`3` has the ranks ['4']"]),
+    "the first version's rank": ({"ranks": 4}, ["`3` has the ranks 4"]),
+}
+
+
+@pytest.mark.parametrize(("values", "words"), EDITS.values(), ids=EDITS.keys())
+def test_an_edit_that_makes_no_sense_is_refused_and_nothing_is_written(shop, values, words):
+    plan()
+    edit(shop, lambda layers: layers["3"].update(values))
+    before = listing(shop)
+    assert_refused(compress("--plan", "out.plan.json", "-o", "new.safetensors"), *words)
+    assert listing(shop) == before
+
+
+def test_a_plan_of_the_first_version_is_refused(shop):
+    plan()
+    values = json.loads((shop / "out.plan.json").read_text()) | {"version": 1}
+    for layer in values["layers"]:
+        layer["rank"] = (layer.pop("ranks") or [None])[0]
+        del layer["parameters"]
+    (shop / "out.plan.json").write_text(json.dumps(values))
+    refused = compress("--plan", "out.plan.json", "-o", "new.safetensors")
+    assert_refused(refused, "the plan has version 1, this program reads 2", "make the plan again")
 
 
 def test_a_plan_for_another_checkpoint_is_refused(shop):
@@ -81,13 +120,158 @@ def test_a_plan_for_another_checkpoint_is_refused(shop):
         ("{", "no plan in `bad.json`"),
         ("[]", "the plan has version None"),
         ('{"version": 9}', "the plan has version 9"),
+        ('{"version": 2}', "the plan is damaged"),
+        ("\xff\xfe", "no plan in `bad.json`"),
     ],
 )
 def test_what_is_no_plan_is_refused(shop, content, message):
     if content is not None:
-        (shop / "bad.json").write_text(content)
+        (shop / "bad.json").write_text(content, encoding="latin-1")
     before = listing(shop)
     assert_refused(compress("--plan", "bad.json", "-o", "new.safetensors"), message)
+    assert listing(shop) == before
+
+
+# A network with layers that every scheme fits.
+CNN = """
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), Projection(),
+                         nn.Linear(36, 3))
+
+class Projection(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+
+    def forward(self, x):
+        return self.qkv(x.mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def cnn(shop):
+    (shop / "cnn.py").write_text(CNN)
+    namespace = {"__name__": "cnn"}
+    exec(CNN, namespace)
+    torch.manual_seed(0)
+    torch.save(namespace["build"]().state_dict(), shop / "cnn.pt")
+    return shop
+
+
+def on_cnn(verb, *args):
+    return run(verb, "cnn.pt", "--arch", "cnn.py:build", *INPUT_OPTIONS, *args)
+
+
+SCHEMES = {
+    "auto": None,
+    "matrix": {"2": "matrix", "4.qkv": "matrix"},
+    "spatial": {"2": "spatial", "4.qkv": "matrix"},
+    "tucker2": {"2": "tucker2", "4.qkv": "matrix"},
+    "split": {"2": "matrix", "4.qkv": "split"},
+}
+
+
+def schemes(values):
+    return {layer["name"]: layer["scheme"] for layer in values["layers"] if layer["scheme"] != "dense"}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_is_planned_where_it_fits_and_carried_out(cnn, scheme):
+    planned = json.loads(on_cnn("plan", "--tol", "0.7", "--scheme", scheme, "--json").stdout)
+    assert SCHEMES[scheme] in (None, schemes(planned))
+    assert planned["policy"].get("scheme") == (None if scheme == "auto" else scheme)
+    result = on_cnn("compress", "--plan", "out.plan.json", "-o", "planned.safetensors", "--json")
+    at_once = on_cnn("compress", "--tol", "0.7", "--scheme", scheme, "-o", "at_once.safetensors", "--json")
+    assert schemes(json.loads(result.stdout)) == schemes(json.loads(at_once.stdout)) == schemes(planned)
+    tensors = [load_file(cnn / f"{name}.safetensors") for name in ("planned", "at_once")]
+    assert all(torch.equal(tensors[0][key], value) for key, value in tensors[1].items())
+    verified = run("verify", "planned.safetensors", "--arch", "cnn.py:build")
+    assert (verified.exit_code, verified.stdout) == (0, "ok\n")
+
+
+def test_a_plan_may_be_edited_to_other_schemes(cnn):
+    on_cnn("plan", "--tol", "0.7", "--scheme", "matrix")
+
+    def by_hand(layers):
+        layers["2"] |= {"scheme": "tucker2", "ranks": [4, 3]}
+        layers["4.qkv"] |= {"scheme": "split", "ranks": [1, 2, 3]}
+
+    edit(cnn, by_hand)
+    report = json.loads(on_cnn("compress", "--plan", "out.plan.json", "-o", "n.safetensors", "--json").stdout)
+    made = {layer["name"]: layer for layer in report["layers"]}
+    assert (made["2"]["ranks"], made["2"]["parameters"]) == ([4, 3], 3 * 8 + 9 * 3 * 4 + 4 * 12)
+    assert (made["4.qkv"]["ranks"], made["4.qkv"]["parameters"]) == ([1, 2, 3], 6 * (12 + 12))
+
+
+def test_schemes_can_be_given_by_pattern_and_the_last_one_holds(cnn):
+    options = ("--tol", "0.7", "--layer-scheme", "*=matrix", "--layer-scheme", "2=tucker2", "--layer-rank", "2=3")
+    planned = json.loads(on_cnn("plan", *options, "--json").stdout)
+    assert schemes(planned) == {"2": "tucker2", "4.qkv": "matrix"}
+    assert next(layer["ranks"] for layer in planned["layers"] if layer["name"] == "2") == [3, 3]
+    assert planned["policy"]["layer_schemes"] == {"*": "matrix", "2": "tucker2"}
+    report = json.loads(on_cnn("compress", *options, "-o", "n.safetensors", "--json").stdout)
+    assert report["recipe"]["plan"] == planned["policy"]
+
+
+@pytest.mark.parametrize("scheme", ["matrix", "spatial", "tucker2"])
+def test_rounded_ranks_are_multiples_or_full(cnn, scheme):
+    planned = json.loads(on_cnn("plan", "--tol", "0.7", "--scheme", scheme, "--round-ranks", "4", "--json").stdout)
+    assert planned["policy"]["round_ranks"] == 4
+    made = [layer for layer in planned["layers"] if layer["scheme"] != "dense"]
+    assert len(made) == 2
+    assert all(rank % 4 == 0 for layer in made for rank in layer["ranks"])
+
+
+def test_what_is_long_stands_in_a_file_and_options_add_to_it(cnn):
+    (cnn / "mine.toml").write_text(
+        'exclude = ["5"]\n[layer_ranks]\n"*" = 2\n[layer_schemes]\n"2" = "spatial"\n"4.*" = "split"\n'
+    )
+    options = ("--tol", "0.7", "--include-first", "--include-classifier", "--overrides", "mine.toml")
+    planned = json.loads(on_cnn("plan", *options, "--layer-rank", "2=5", "--exclude", "0", "--json").stdout)
+    layers = {layer["name"]: (layer["scheme"], layer["ranks"]) for layer in planned["layers"]}
+    assert layers == {"0": ("dense", []), "2": ("spatial", [5]), "4.qkv": ("split", [2, 2, 2]), "5": ("dense", [])}
+    assert planned["policy"]["layer_ranks"] == {"*": 2, "2": 5}
+    again = json.loads(
+        on_cnn("plan", *options, "--layer-rank", "2=5", "--exclude", "0", "--json", "--overwrite").stdout
+    )
+    assert again == planned
+
+
+BAD_SCHEMES = {
+    "scheme of a layer": (["--layer-scheme", "3"], ["--layer-scheme takes PATTERN=SCHEME", "got `3`"]),
+    "scheme of nothing": (["--layer-scheme", "=tucker2"], ["--layer-scheme takes PATTERN=SCHEME"]),
+    "no such scheme": (["--layer-scheme", "3=cp"], ["no scheme named `cp`", "matrix, spatial, tucker2, split"]),
+    "scheme of no layer": (["--layer-scheme", "nothing=split"], ["`nothing` matches no layer"]),
+    "no overrides": (["--overrides", "nowhere.toml"], ["no overrides in `nowhere.toml`: No such file"]),
+    "overrides that are none": (["--overrides", "net.py"], ["no overrides in `net.py`"]),
+    "overrides of nothing": (["--overrides", "nothing.json"], ["`nothing` matches no layer"]),
+    "overrides without sense": (["--overrides", "key.json"], ["has the key `ranks`", "known are exclude, layer_ranks"]),
+    "a rank that is none": (["--overrides", "rank.json"], ["gives `3` '4', which is not a whole number"]),
+    "a scheme that is none": (["--overrides", "scheme.json"], ["no scheme named `svd`"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_SCHEMES.values(), ids=BAD_SCHEMES.keys())
+@pytest.mark.parametrize("verb", [plan, compress], ids=["plan", "compress"])
+def test_a_bad_scheme_or_file_is_refused_and_nothing_is_written(shop, verb, options, words):
+    (shop / "nothing.json").write_text('{"exclude": ["nothing"]}')
+    (shop / "key.json").write_text('{"ranks": {"3": 4}}')
+    (shop / "rank.json").write_text('{"layer_ranks": {"3": "4"}}')
+    (shop / "scheme.json").write_text('{"layer_schemes": {"3": "svd"}}')
+    before = listing(shop)
+    assert_refused(verb(*options, "-o", "n.safetensors"), *words)
+    assert listing(shop) == before
+
+
+@pytest.mark.parametrize(
+    "options", [["--scheme", "cp"], ["--round-ranks", "0"], ["--round-ranks", "many"]], ids=" ".join
+)
+def test_wrong_usage_ends_with_2_and_nothing_is_written(shop, options):
+    before = listing(shop)
+    result = plan(*options)
+    assert (result.exit_code, result.stdout) == (2, "")
     assert listing(shop) == before
 
 
@@ -110,6 +294,8 @@ def test_a_bad_option_is_refused_and_nothing_is_written(shop, options, words):
 def test_options_that_a_plan_makes_idle_are_refused(shop):
     plan()
     assert_refused(compress("--plan", "out.plan.json", "--tol", "0.2", "-o", "n.safetensors"), "leaves nothing to plan")
+    schemes = compress("--plan", "out.plan.json", "--scheme", "matrix", "-o", "n.safetensors")
+    assert_refused(schemes, "leaves nothing to plan")
     tuned = compress("--plan", "out.plan.json", "--data", "data", "--epochs", "1", "-o", "n.safetensors")
     assert_refused(tuned, "--plan has no effect on it")
 
@@ -169,7 +355,7 @@ def test_images_to_calibrate_with_need_no_classes(shop):
 def test_excluded_layers_stay_dense_and_say_so(shop):
     plan("--rank", "8", "--exclude", "5")
     _, layers = planned(shop)
-    assert (layers["3"]["rank"], layers["5"]["scheme"]) == (8, "dense")
+    assert (layers["3"]["ranks"], layers["5"]["scheme"]) == ([8], "dense")
     assert layers["5"]["reason"] == "excluded by the pattern `5`"
 
 
@@ -177,7 +363,7 @@ def test_ranks_can_be_given_by_pattern(shop):
     options = ("--rank", "8", "--layer-rank", "3=2", "--include-first")
     plan(*options)
     _, layers = planned(shop)
-    assert [layers[name]["rank"] for name in "135"] == [8, 2, 8]
+    assert [layers[name]["ranks"] for name in "135"] == [[8], [2], [8]]
     report = json.loads(compress(*options, "-o", "n.safetensors", "--json").stdout)
     assert report["recipe"]["plan"]["layer_ranks"] == {"3": 2}
     assert "<code>3</code> 2" in (shop / "n.report.html").read_text()

@@ -142,6 +142,7 @@ def test_what_stays_dense_is_the_models_own_and_the_model_is_as_it_was(name):
     own = {tensor.data_ptr() for tensor in tensors_of(model).values()}
     made = low_rank_layers(low_rank)
     assert made == list(plan.factorized()) != []
+    assert count_parameters(low_rank) == count_parameters(model) - plan.removed_parameters()
     for key, tensor in tensors_of(low_rank).items():
         is_new = any(key.startswith(f"{layer}.") for layer in made)
         # The stand-in for the second Swin has a bias with a third of it zero.

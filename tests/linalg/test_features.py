@@ -110,6 +110,15 @@ def test_the_features_are_the_best_ones_where_positions_are_alike_and_not_correl
         assert rest == pytest.approx(float(sigma[rank:].square().sum()), abs=1e-10 * nested.total)
 
 
+@pytest.mark.parametrize("shape", KERNELS)
+def test_the_features_of_all_positions_together_are_not_correlated(shape):
+    X = some_inputs(*shape[1:])
+    features = nested_features(kernel(*shape), input_gram=X.T @ X).features
+    by_position = features @ X.unflatten(1, shape[1:])  # sample, feature, position
+    correlations = torch.einsum("nap,nbp->ab", by_position, by_position)
+    assert torch.allclose(correlations, torch.eye(shape[1], dtype=torch.float64), atol=1e-9)
+
+
 def test_inputs_without_correlations_are_no_metric():
     W = kernel(4, 6, 3)
     alone, with_inputs = nested_features(W), nested_features(W, input_gram=torch.eye(18, dtype=torch.float64))

@@ -138,13 +138,16 @@ def set_modes_(model, mode):
 def test_neither_modes_nor_tensors_are_changed_with_values_or_without(make, mode):
     model = make()
     set_modes_(model, mode)
+    next(model.parameters()).requires_grad_(False)
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     modes = {name: module.training for name, module in model.named_modules()}
     before, parameters = snapshot(model), dict(model.named_parameters())
     count_macs(model, (3, 8, 8))
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in parameters.values())
+    assert all(parameter.grad is None for parameter in parameters.values())
+    assert {name: parameter.requires_grad for name, parameter in parameters.items()} == wanted
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -153,6 +156,7 @@ def test_what_is_wrong_with_a_network_is_told_as_it_is_with_values(training):
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         count_macs(model, (3, 5, 5))
     assert model.training is training
+    assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.is_grad_enabled()
 
 

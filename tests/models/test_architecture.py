@@ -247,16 +247,19 @@ def test_arguments_that_fetch_or_read_files_never_reach_the_framework(frameworks
 
 
 # Small networks and their images; some have buffers that are computed while they are built and are in no checkpoint.
+# The last two are built whole: they need values meanwhile, or make their buffers where their weights are.
 SMALL = {
     "timm/test_resnet": ({}, (3, 32, 32)),
     "timm/test_nfnet": ({}, (3, 32, 32)),
     "timm/test_vit": ({"img_size": 32}, (3, 32, 32)),
-    "timm/swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 12, "depths": [2, 1, 1, 1]}, (3, 56, 56)),
     "timm/eva02_tiny_patch14_224": ({"img_size": 56, "depth": 1}, (3, 56, 56)),
     "timm/beit_base_patch16_224": ({"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}, (3, 32, 32)),
     "torchvision/squeezenet1_1": ({"in_chans": 2}, (2, 64, 64)),
     "torchvision/mnasnet0_5": ({}, (3, 32, 32)),
+    "timm/swinv2_tiny_window8_256": ({"img_size": 64, "embed_dim": 12, "depths": [1, 2, 1, 1]}, (3, 64, 64)),
+    "timm/swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 12, "depths": [2, 1, 1, 1]}, (3, 56, 56)),
 }
+BUILT_WHOLE = list(SMALL)[-2:]
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -266,24 +269,25 @@ def both(request):
     architecture = parse_name(request.param, {"num_classes": 3, **arguments})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_model(architecture), build_model(architecture, without_weights=True), size
+        whole, empty = build_model(architecture), build_model(architecture, without_weights=True)
+    return whole, empty, size, request.param in BUILT_WHOLE
 
 
 def test_without_weights_all_parameters_are_on_the_meta_device_and_else_nothing_is_different(both):
-    whole, empty, _ = both
+    whole, empty, _, is_built_whole = both
     assert str(empty) == str(whole)
     assert not any(module.training for module in empty.modules())
     theirs = dict(whole.named_parameters())
     assert [name for name, _ in empty.named_parameters()] == list(theirs)
     for name, parameter in empty.named_parameters():
-        assert parameter.is_meta
+        assert parameter.is_meta is not is_built_whole
         assert type(parameter) is nn.Parameter
         assert (parameter.shape, parameter.dtype) == (theirs[name].shape, theirs[name].dtype)
         assert parameter.requires_grad == theirs[name].requires_grad
 
 
 def test_without_weights_all_buffers_have_their_values(both):
-    whole, empty, _ = both
+    whole, empty, *_ = both
     ours = dict(empty.named_buffers())
     assert list(ours) == [name for name, _ in whole.named_buffers()]
     for name, buffer in whole.named_buffers():
@@ -291,7 +295,7 @@ def test_without_weights_all_buffers_have_their_values(both):
 
 
 def test_given_its_tensors_a_network_without_weights_computes_what_the_whole_one_does(both):
-    whole, empty, size = both
+    whole, empty, size, _ = both
     empty, tensors = copy.deepcopy(empty), whole.state_dict()
     assign_tensors_(empty, tensors)
     for name, value in empty.state_dict().items():
@@ -336,11 +340,24 @@ def test_a_network_that_needs_values_while_it_is_built_is_built_whole(monkeypatc
     assert not model.training
 
 
-def test_a_network_of_timms_that_needs_values_is_built_whole():
-    arguments = {"img_size": 64, "embed_dim": 12, "depths": [1, 2, 1, 1], "num_classes": 3}
-    model = build_model(parse_name("timm/swinv2_tiny_window8_256", arguments), without_weights=True)
-    with torch.no_grad():
-        assert torch.isfinite(model(torch.rand(1, 3, 64, 64))).all()
+class FollowsItsWeights(nn.Linear):
+    """Makes a tensor, stored or not, where its weights are."""
+
+    def __init__(self, kind):
+        super().__init__(3, 4)
+        table = torch.arange(3.0).to(self.weight.device)
+        if kind == "attribute":
+            self.table = table
+        else:
+            self.register_buffer("table", table, persistent=kind == "buffer")
+
+
+@pytest.mark.parametrize("kind", ["buffer", "buffer that is not stored", "attribute"])
+def test_a_network_that_makes_tensors_where_its_weights_are_is_built_whole(monkeypatch, kind):
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: FollowsItsWeights(kind))
+    model = build_model(Architecture("timm", "resnet18", {}), without_weights=True)
+    assert model.table.tolist() == [0, 1, 2]
+    assert not model.weight.is_meta
 
 
 class Tied(nn.Module):
@@ -390,6 +407,22 @@ def test_tensors_that_are_not_those_of_the_network_are_refused(change):
         tensors["third.bias"] = torch.zeros(4)
     with pytest.raises(RuntimeError, match=r"third\.bias|fourth\.bias"):
         assign_tensors_(model, tensors)
+
+
+class Versioned(nn.Linear):
+    """Asks for the version of what it is given, as batch norm does."""
+
+    _version = 3
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        self.seen = local_metadata.get("version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_tensors_are_taken_for_those_of_the_present_version():
+    model = nn.Sequential(Versioned(2, 2))
+    assign_tensors_(model, {"0.weight": torch.zeros(2, 2), "0.bias": torch.ones(2)})
+    assert model[0].seen == 3
 
 
 def test_tensors_take_their_type_with_them():

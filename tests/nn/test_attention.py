@@ -154,6 +154,15 @@ def test_multi_head_attention_drops_out_what_torchs_does_in_training_only():
     assert_same(attend(ours.eval(), inputs), attend(dense.eval(), inputs))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_stand_ins_are_in_the_mode_of_what_they_stand_in_for(training):
+    for stand_in in (
+        CalledMultiheadAttention(nn.MultiheadAttention(12, 3).train(training)),
+        CalledWindowAttention(swin_transformer.ShiftedWindowAttentionV2(12, [4, 4], [2, 2], 3).train(training)),
+    ):
+        assert {module.training for module in stand_in.modules()} == {training}
+
+
 def test_multi_head_attention_takes_over_the_parameters_themselves():
     dense = nn.MultiheadAttention(12, 3)
     ours = CalledMultiheadAttention(dense)

@@ -120,9 +120,8 @@ def test_the_shape_of_the_matrix_is_that_of_the_unfolded_kernel():
 
 
 def test_folding_costs_one_rounding():
-    dense = nn.Linear(60, 50, bias=False)
-    factored = factored_from_dense(dense, torch_factors(dense, 40))
-    U, S, _ = factored.factors()
+    U, S, V = torch.randn(50, 40), torch.randn(40, 40), torch.randn(60, 40)
+    factored = factored_from_dense(nn.Linear(60, 50, bias=False), Factors(U, S, V))
     assert torch.equal(factored.fold().expand.weight, (U.double() @ S.double()).float())
 
 

@@ -75,6 +75,16 @@ class OwnConvolution(nn.Conv2d):
         return super()._conv_forward(input, weight.abs(), bias)
 
 
+class Halved(nn.Linear):
+    """Has the parameters of a linear layer, but another weight."""
+
+    @property
+    def weight(self):
+        if "weight" not in self._parameters:
+            raise AttributeError("weight")
+        return self._parameters["weight"] / 2
+
+
 class Gained(nn.Linear):
     def __init__(self):
         super().__init__(3, 4)
@@ -156,6 +166,7 @@ def test_a_subclass_that_changes_nothing_is_plain(layer):
         Doubled(3, 4),
         Called(3, 4, 3),
         OwnConvolution(3, 4, 3),
+        Halved(3, 4),
         Gained(),
         Masked(),
         SameLike(3, 4, 3, stride=2),

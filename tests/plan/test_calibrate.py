@@ -61,7 +61,7 @@ class Alone(nn.Module):
 
 
 def measure_layer(layer, xs, **options):
-    candidate = Candidate("layer", type(layer).__name__, tuple(layer.weight.shape), "", layer)
+    candidate = Candidate("layer", type(layer).__name__, tuple(layer.weight.shape), "", layer.weight.numel(), layer)
     images = [x.reshape(len(x), 1, 1, -1) for x in xs]
     model = Alone(layer, xs[0].shape[1:], **options)
     return measure_metrics(model, {"layer": candidate}, images, images=sum(map(len, xs)))["layer"]
@@ -173,7 +173,7 @@ def test_both_moments_of_a_layer_that_is_called_twice_are_added(monkeypatch):
     rows = torch.cat([outputs_without_bias(layer, one) for one in inputs])
     seen = torch.cat([patches(layer, one) for one in inputs])
     (W,) = matrices(layer)
-    candidate = Candidate("0", "Conv2d", (4, 4, 3, 3), "", layer)
+    candidate = Candidate("0", "Conv2d", (4, 4, 3, 3), "", layer.weight.numel(), layer)
     metric = measure_metrics(nn.Sequential(layer, layer), {"0": candidate}, [x], images=2)["0"]
     damped = rows.T @ rows / rows.square().sum() + DAMPING * W @ W.T / W.square().sum()
     assert relative_difference(metric.output_gram[0], damped) < 1e-5
@@ -296,7 +296,7 @@ def test_the_images_are_seen_in_eval_mode_and_the_mode_is_restored(training):
             return x
 
     model = nn.Sequential(Noting(), nn.Flatten(), nn.Linear(12, 4)).train(training)
-    candidate = Candidate("2", "Linear", (4, 12), "", model[2])
+    candidate = Candidate("2", "Linear", (4, 12), "", model[2].weight.numel(), model[2])
     measure_metrics(model, {"2": candidate}, [torch.randn(2, 3, 2, 2)], images=2)
     assert seen == [False]
     assert model.training is training
@@ -309,7 +309,7 @@ def test_the_images_may_go_through_a_network_around_the_model():
     around = measure(model, [images], ["4"], size=(3, 4, 4), network=lambda pixels: None)
     assert around == {}  # never called: there is nothing to tell
     exposed = expose_(twin(model))
-    candidate = {"4": Candidate("4", "Linear", (24, 40), "", exposed[4])}
+    candidate = {"4": Candidate("4", "Linear", (24, 40), "", exposed[4].weight.numel(), exposed[4])}
     found = measure_metrics(exposed, candidate, [images], images=5, network=lambda pixels: exposed(2 * pixels - 1))
     assert torch.equal(found["4"].output_gram, inside.output_gram)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from artifacts import family
 from networks import tiny_cnn
+from timm.layers import ScaledStdConv2d
 from torch import nn
 
 from lrcompress.errors import OptionError
@@ -118,6 +119,17 @@ def test_where_no_rank_removes_parameters_the_hint_says_so():
     with pytest.raises(OptionError, match="`2` cannot have rank 1") as refused:
         check(edited, "", model=model, size=(3, 2, 2))
     assert refused.value.hint == "no rank removes parameters: plan it as dense"
+
+
+@pytest.mark.xfail(strict=True, reason="_check_layer: compares with the weight alone, not with candidate.parameters")
+def test_a_plan_that_counts_on_the_gain_of_a_scaled_convolution_fits():
+    """Rank one of 2×2 has four weights, as many as the layer, whose gain of two goes too."""
+    scaled = ScaledStdConv2d(2, 2, 1)
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), scaled, nn.Flatten(), nn.Linear(8, 3)).eval()
+    plan = make_plan(model, UniformRank(1), input_size=(3, 2, 2))
+    assert plan.factorized().keys() == {"1"}
+    assert plan.removed_parameters() == 2
+    assert check(plan, "", model=model, size=(3, 2, 2)) == plan
 
 
 def test_the_network_is_not_changed():

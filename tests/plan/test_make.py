@@ -204,13 +204,15 @@ def test_auto_takes_whatever_costs_least_at_equal_error():
     assert costs["auto"] == min(costs.values()) < max(costs.values())
 
 
-def test_fine_tuning_plans_only_layers_that_it_can_train():
-    model = tiny_cnn()
-    matrix = Decomposer(wanted="matrix")
-    plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), decomposer=matrix)
-    assert set(plan.factorized()) == {"3", "9"}
+@pytest.mark.parametrize("scheme", ["auto", "tucker2"])
+def test_fine_tuning_plans_only_layers_that_it_can_train_in_the_form_that_it_trains(scheme):
+    model, decomposer = tiny_cnn(), Decomposer(wanted=scheme)
+    plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), decomposer=decomposer)
+    assert {name: layer.scheme for name, layer in plan.factorized().items()} == {"3": "matrix", "9": "matrix"}
     assert by_name(plan)["6"].reason.startswith("fine-tuning covers linear layers and ungrouped")
-    assert "6" in make_plan(model, Smallest(), input_size=(3, 8, 8)).factorized()
+    plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), layer_ranks={"3": 2}, decomposer=decomposer)
+    assert (by_name(plan)["3"].scheme, by_name(plan)["3"].ranks) == ("matrix", (2,))
+    assert "6" in make_plan(model, Smallest(), input_size=(3, 8, 8), decomposer=decomposer).factorized()
 
 
 @pytest.mark.parametrize(

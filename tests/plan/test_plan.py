@@ -94,6 +94,13 @@ def test_the_parameters_that_a_plan_removes_are_those_of_the_layers_it_factorise
     assert PLAN.removed_parameters() == 8 * 27 - 3 * (8 + 27) + 8 * 8 * 9 - (16 + 72 + 32)
 
 
+def test_what_goes_with_a_weight_is_counted_too():
+    """The gain of a weight-standardised convolution."""
+    layer = dataclasses.replace(LOW, dense_parameters=8 * 27 + 8)
+    assert CompressionPlan({}, (layer, DENSE)).removed_parameters() == 8 * 27 + 8 - 3 * (8 + 27)
+    assert LayerPlan.from_json(through_json(layer.to_json())) == layer
+
+
 def test_the_layers_to_factorise_are_those_that_are_not_dense():
     assert PLAN.factorized() == {"stem.0": LOW, "stem.1": TUCKER}
 

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from lrcompress.robustness import Finding
 NASTY = "<script>alert('x')</script> & <b>\"bold\"</b>"
 
 
-def make_report(name="out.safetensors", *, training=False, layers=None):
-    _, manifest = compressed(tiny_cnn(), Architecture("custom", f"{name}:build", {"width": 3}), (3, 8, 8), tol=0.1)
+def make_report(name="out.safetensors", *, training=False, layers=None, scheme="matrix"):
+    _, manifest = compressed(
+        tiny_cnn(), Architecture("custom", f"{name}:build", {"width": 3}), (3, 8, 8), tol=0.1, scheme=scheme
+    )
     log = []
     if training:
         tuning = {"chosen_epoch": 1, "lr": 0.002, "max_rank": None, "data": "photos"}
@@ -75,14 +78,30 @@ def test_the_verdict_is_the_first_list_with_doubts_marked():
     assert len(marked) == 1
 
 
-def test_layers_are_listed_with_rank_and_error_or_with_their_reason():
-    report = make_report()
-    page = Page.parse(render_html(report))
+def rows(html, name):
+    """The cells of the rows that begin with a name."""
+    found = re.findall(rf'<tr><th scope="row">{re.escape(name)}</th>(.*?)</tr>', html, re.DOTALL)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in found]
+
+
+@pytest.mark.parametrize("scheme", ["matrix", "spatial", "tucker2"])
+def test_layers_are_listed_with_scheme_ranks_and_error_or_with_their_reason(scheme):
+    report = make_report(scheme=scheme)
+    html = render_html(report)
+    page = Page.parse(html)
+    # The second layer, 12×8×3×3, and what rank three in every mode leaves of its 864 weights.
+    kept = {"matrix": 3 * (12 + 72), "spatial": 3 * (24 + 36), "tucker2": 3 * 8 + 81 + 3 * 12}[scheme]
+    ((weight, form, ranks, share, bar, error, *_),) = rows(html, "3")
+    assert (weight, form, ranks) == ("12×8×3×3", scheme, "3, 3" if scheme == "tucker2" else "3")
+    assert share == f"{100 * kept / 864:.1f} %"
+    assert f"width:{round(100 * kept / 864, 1)}%" in bar
+    record = next(layer for layer in report["layers"] if layer["name"] == "3")
+    assert error == f"{record['relative_error']:.4f}"
     for layer in report["layers"]:
-        if layer["scheme"] == "matrix":
-            assert f"{layer['relative_error']:.4f}" in page.text
-        else:
+        if layer["scheme"] == "dense":
             assert layer["reason"] in page.text
+        else:
+            assert f"{layer['relative_error']:.4f}" in page.text
 
 
 def test_a_layer_of_no_condition_number_is_shown_as_infinite():

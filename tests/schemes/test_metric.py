@@ -9,6 +9,7 @@ from torch import nn
 from lrcompress.schemes import SCHEMES, Metric
 
 LAYERS = ALL_LAYERS | {
+    "more inputs than outputs": lambda: nn.Conv2d(7, 2, (3, 2)),
     "blocks.0.attn.qkv": lambda: nn.Linear(7, 18),
     "attn.in_proj": lambda: nn.Linear(9, 12, bias=False),
 }

@@ -12,6 +12,7 @@ from lrcompress.schemes import SCHEMES, Call, count_positions
 from lrcompress.schemes.scheme import channels, dense_macs, dense_parameters
 
 LAYERS = ALL_LAYERS | {
+    "more inputs than outputs": lambda: nn.Conv2d(7, 2, (3, 2)),
     "blocks.0.attn.qkv": lambda: nn.Linear(7, 18),
     "attn.in_proj": lambda: nn.Linear(9, 12, bias=False),
     "one.to_qkv": lambda: nn.Linear(1, 3),

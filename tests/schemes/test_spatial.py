@@ -10,8 +10,11 @@ SPATIAL = SCHEMES["spatial"]
 FITTING = [
     "3x3", "3x3, no bias", "stride and padding", "dilation", "not square, same", "same, dilated", "valid", "reflect",
     "circular, same", "replicate, valid", "SAME", "SAME, no stride", "SAME, not square", "3d", "3d, replicate",
+    "more inputs than outputs",
 ]  # fmt: skip
-ALL_CONVOLUTIONS = CONVOLUTIONS | SAME_CONVOLUTIONS | OTHER_AXES
+ALL_CONVOLUTIONS = (
+    CONVOLUTIONS | SAME_CONVOLUTIONS | OTHER_AXES | {"more inputs than outputs": lambda: nn.Conv2d(7, 2, (3, 2))}
+)
 
 
 def rearranged(weight):

@@ -13,7 +13,7 @@ from lrcompress.errors import ArchitectureError, ArtifactError
 from lrcompress.models import Architecture, PixelModel, assign_tensors_, build_model
 from lrcompress.nn import expose_, is_weight_layer, parents_to_expose, plain_layer, replace_module_
 from lrcompress.plan.plan import DENSE
-from lrcompress.schemes import build_layer
+from lrcompress.schemes import build_layer, can_have
 
 # How a file of torch.save begins: a zip archive, or a pickle of protocol 2 and later.
 TORCH_MAGIC = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -169,5 +169,11 @@ def _replace_layers_(model: nn.Module, manifest: Manifest, path: Path) -> None:
             raise ArtifactError(
                 f"`{path}` factorises `{record.name}`, which is no such layer in `{manifest.architecture.label}`",
                 hint="check --arch, and that timm and torchvision have the versions it was made with",
+            )
+        if not can_have(layer, record.name, record.scheme, record.ranks):
+            raise ArtifactError(
+                f"`{path}` gives `{record.name}` a form that it cannot have: {record.scheme} of rank "
+                f"{', '.join(map(str, record.ranks)) or 'none'}",
+                hint="compress again",
             )
         replace_module_(model, record.name, build_layer(layer, record.scheme, record.ranks))

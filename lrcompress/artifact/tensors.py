@@ -40,11 +40,19 @@ def round_weights_(model: nn.Module, dtype: str) -> None:
     """
     if dtype == "float32":
         return
-    # Only what is stored: other buffers are made anew on loading, in float32.
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            if value.is_floating_point():
-                value.copy_(value.to(getattr(torch, dtype)))
+    rounded: dict[int, Tensor] = {}  # by what it was, so that shared tensors stay shared
+    for module in model.modules():
+        # Only what is stored: other buffers are made anew on loading, in float32.
+        stored = module.state_dict(keep_vars=True)
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if name not in stored or not value.is_floating_point():
+                continue
+            # A new tensor: the old one may be the uncompressed network's too.
+            if id(value) not in rounded:
+                copy = value.detach().to(getattr(torch, dtype)).to(value.dtype)
+                is_parameter = isinstance(value, nn.Parameter)
+                rounded[id(value)] = nn.Parameter(copy, value.requires_grad) if is_parameter else copy
+            setattr(module, name, rounded[id(value)])
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:

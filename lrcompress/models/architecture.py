@@ -130,6 +130,10 @@ def build_model(architecture: Architecture, *, without_weights: bool = False) ->
             f"`{architecture.label}` is no architecture of the installed {architecture.framework}",
             hint=f"similar names: {', '.join(nearest_names(architecture.name)) or 'none'}",
         )
+    if architecture.framework not in _BUILDERS:
+        raise ArchitectureError(
+            f"no framework named `{architecture.framework}`", hint=f"known are {', '.join(_BUILDERS)}"
+        )
     build = functools.partial(_BUILDERS[architecture.framework], architecture.name)
     if without_weights and known is not None:
         # Some need values of their parameters while they are built, or make buffers where their parameters are; those

@@ -135,7 +135,7 @@ def plan_loaded(
     if layers.layer_schemes:
         names = [one.name for one in find() if not one.reason]
         for pattern, scheme in layers.layer_schemes.items():
-            by_layer |= dict.fromkeys(match_layers(pattern, names), find_scheme(scheme).name)
+            by_layer |= dict.fromkeys(match_layers(pattern, names), scheme)
     decomposer = Decomposer(metrics, layers.scheme, by_layer, layers.round_ranks, observer.on_layer)
     observer.on_stage("planning")
     make = functools.partial(

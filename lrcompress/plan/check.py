@@ -63,9 +63,9 @@ def _check_layer(layer: LayerPlan, candidate: Candidate) -> LayerPlan:
         )
     in_range = all(1 <= rank <= largest for rank, largest in zip(layer.ranks, full, strict=True))
     parameters = int(scheme.parameters(candidate.layer, torch.tensor([layer.ranks]))[0]) if in_range else 0
-    if not in_range or parameters >= candidate.layer.weight.numel():
+    if not in_range or parameters >= candidate.parameters:
         possible = torch.arange(1, max(full) + 1)[:, None].clamp_max(torch.tensor(full))
-        useful = int((scheme.parameters(candidate.layer, possible) < candidate.layer.weight.numel()).sum())
+        useful = int((scheme.parameters(candidate.layer, possible) < candidate.parameters).sum())
         hint = (
             f"ranks up to about {useful} remove parameters"
             if useful

@@ -146,6 +146,8 @@ class LayerRecord:
         if "rank" in values:
             ranks = (values["rank"],)
             known["parameters"] = values["rank"] * (shape[0] + math.prod(shape[1:]))
+        if not isinstance(values["scheme"], str) or not all(type(rank) is int for rank in ranks):
+            raise TypeError(f"`{values['name']}` has the scheme {values['scheme']!r} with the ranks {list(ranks)}")
         return cls(**{**known, "dense_shape": shape, "ranks": ranks})
 
 

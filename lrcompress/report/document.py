@@ -9,6 +9,7 @@ from typing import Any
 from lrcompress.artifact import Manifest
 from lrcompress.errors import ArtifactError
 from lrcompress.measure import LatencyRatio
+from lrcompress.plan import LayerRecord
 from lrcompress.report.verdict import verdict
 from lrcompress.robustness import Evaluation
 
@@ -102,6 +103,8 @@ def read_report(path: Path, *, artifact_sha256: str) -> dict[str, Any] | None:
                 f"`{path}` has schema {report['schema']}, this program writes {REPORT_SCHEMA}",
                 hint="upgrade lrcompress, or move the report away",
             )
+        report["layers"] = [LayerRecord.from_json(layer).to_json() for layer in report["layers"]]  # older ones too
+        report["schema"] = REPORT_SCHEMA
         whole = report.keys() >= REPORT_KEYS
         return report if whole and report["artifact"]["sha256"] == artifact_sha256 else None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):

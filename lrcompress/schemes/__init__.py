@@ -2,7 +2,7 @@
 
 from lrcompress.schemes.metric import Metric
 from lrcompress.schemes.scheme import Call, Decomposition, Scheme, count_positions
-from lrcompress.schemes.table import SCHEMES, build_layer, find_scheme, schemes_for
+from lrcompress.schemes.table import SCHEMES, build_layer, can_have, find_scheme, schemes_for
 
 __all__ = [
     "SCHEMES",
@@ -11,6 +11,7 @@ __all__ = [
     "Metric",
     "Scheme",
     "build_layer",
+    "can_have",
     "count_positions",
     "find_scheme",
     "schemes_for",

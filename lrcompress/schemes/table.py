@@ -37,6 +37,16 @@ def schemes_for(layer: PlainLayer, name: str, wanted: str = "auto") -> list[Sche
     return chosen or [scheme for scheme in fitting if scheme.name == "matrix"]
 
 
+def can_have(layer: PlainLayer, name: str, scheme: str, ranks: Sequence[int]) -> bool:
+    """Whether a layer, which the network calls `name`, can take a scheme's form at some ranks."""
+    found = SCHEMES.get(scheme)
+    if found is None or not found.fits(layer, name):
+        return False
+    largest = found.largest_ranks(layer)
+    in_range = all(1 <= rank <= most for rank, most in zip(ranks, largest, strict=False))
+    return len(ranks) == len(largest) and in_range
+
+
 def build_layer(layer: PlainLayer, scheme: str, ranks: Sequence[int]) -> LowRankLayer:
     """Returns a low-rank layer in the place of a dense one, on its device and of its type, its values not yet set."""
     return find_scheme(scheme).build(layer, tuple(ranks))

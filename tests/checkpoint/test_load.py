@@ -1,11 +1,14 @@
 import collections
 import json
+import sys
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
 import torchvision
+from artifacts import disturbed
 from checkpoint_files import (
     FORMATS,
     TORCH_FORMATS,
@@ -264,6 +267,135 @@ def test_weights_of_other_types_are_read_into_float32_and_the_type_is_recorded(t
     assert loaded.dtype == {torch.float16: "float16", torch.bfloat16: "bfloat16"}.get(dtype, "float32")
     assert {v.dtype for v in loaded.model.state_dict().values() if v.is_floating_point()} == {torch.float32}
     assert_same_weights(loaded, tensors)
+
+
+# Networks are built without values, and the file's tensors become theirs.
+
+
+def test_a_safetensors_and_a_torch_file_give_the_same_model(tmp_path, small):
+    paths = (
+        write_safetensors(small.state_dict(), tmp_path / "w.safetensors"),
+        write_zip(small.state_dict(), tmp_path / "w"),
+    )
+    first, second = (load_checkpoint(str(path)) for path in paths)
+    assert first.model.state_dict().keys() == second.model.state_dict().keys()
+    for (name, one), (other_name, other) in zip(
+        first.model.named_parameters(), second.model.named_parameters(), strict=True
+    ):
+        assert name == other_name
+        assert torch.equal(one, other)
+        assert one.requires_grad is other.requires_grad is True
+    assert (first.architecture, first.preprocessing, first.num_classes, first.dtype) == (
+        second.architecture, second.preprocessing, second.num_classes, second.dtype,
+    )  # fmt: skip
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(first.model(images), second.model(images))
+
+
+# Networks that compute buffers while they are built, some of which are stored nowhere, or standardise their weights.
+COMPUTING = {
+    "swin_tiny_patch4_window7_224": ({"img_size": 56, "embed_dim": 12, "depths": [2, 1, 1, 1]}, 56),
+    "eva02_tiny_patch14_224": ({"img_size": 56, "depth": 1}, 56),
+    "beit_base_patch16_224": ({"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}, 32),
+    "test_nfnet": ({}, 32),
+    "test_vit": ({"img_size": 32}, 32),
+}
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_zip], ids=["safetensors", "zip"])
+@pytest.mark.parametrize(("name", "given"), COMPUTING.items(), ids=COMPUTING.keys())
+def test_buffers_that_no_file_holds_are_there(tmp_path, name, given, write):
+    arguments, size = given
+    torch.manual_seed(0)
+    model = disturbed(timm.create_model(name, num_classes=5, **arguments))
+    path = write(model.state_dict(), tmp_path / "w")
+    options = LoadOptions(arch=name, arch_arguments={"num_classes": 5, **arguments})
+    loaded = load_checkpoint(str(path), options).model
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    expected = dict(model.named_buffers())
+    for key, buffer in loaded.named_buffers():
+        assert torch.equal(buffer, expected[key]), key
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_zip], ids=["safetensors", "zip"])
+def test_counters_that_old_files_lack_begin_at_nothing(tmp_path, small, write):
+    tensors = {key: value for key, value in small.state_dict().items() if "num_batches_tracked" not in key}
+    loaded = load_checkpoint(str(write(tensors, tmp_path / "w"))).model
+    state = loaded.state_dict()
+    assert len(state) > len(tensors)
+    for key, value in state.items():
+        assert not value.is_meta, key
+        assert torch.equal(value, tensors.get(key, torch.tensor(0))), key
+
+
+TIED = """
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.again.weight = self.first.weight
+        self.alias = self.head
+
+    def forward(self, images):
+        return self.alias(self.again(self.first(images.flatten(1)).relu()))
+"""
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_parameters_that_are_one_stay_one(tmp_path, write, dtype):
+    (tmp_path / "tied.py").write_text(TIED)
+    namespace: dict = {"__name__": "tied"}
+    exec(TIED, namespace)
+    torch.manual_seed(0)
+    model = namespace["Tied"]()
+    path = write({key: value.to(dtype) for key, value in model.state_dict().items()}, tmp_path / "w")
+    options = LoadOptions(arch=f"{tmp_path / 'tied.py'}:Tied", preprocessing=SIZE)
+    loaded = load_checkpoint(str(path), options).model
+    assert loaded.again.weight is loaded.first.weight
+    assert loaded.alias is loaded.head
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == 144 + 12 + 12 + 36 + 3
+    assert torch.equal(loaded.first.weight, model.first.weight.to(dtype).float())
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_model_in_use_and_its_file_are_independent(tmp_path, small, write, dtype):
+    """What is mapped from a file must neither be written back nor follow the file that takes its place."""
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in small.state_dict().items()}
+    path = write(state, tmp_path / "w")
+    content = path.read_bytes()
+    loaded = load_checkpoint(str(path))
+    other = write({key: value * 0 + 1 for key, value in state.items()}, tmp_path / "other")
+    other.replace(path)
+    assert_same_weights(loaded, state)
+    path.unlink()
+    assert_same_weights(loaded, state)
+    path.write_bytes(content)
+    again = load_checkpoint(str(path))
+    with torch.no_grad():
+        for value in again.model.state_dict().values():
+            value.zero_()
+    assert path.read_bytes() == content
+    assert_same_weights(load_checkpoint(str(path)), state)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_safetensors_file_is_mapped_and_not_copied(tmp_path, small):
+    path = write_safetensors(small.state_dict(), tmp_path / "mapped.safetensors")
+    loaded = load_checkpoint(str(path))
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            spans.append([int(address, 16) for address in line.split()[0].split("-")])
+    assert spans
+    for name, parameter in loaded.model.named_parameters():
+        assert any(start <= parameter.data_ptr() < end for start, end in spans), name
 
 
 # --match-by-order

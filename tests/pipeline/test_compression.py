@@ -215,7 +215,6 @@ def test_a_checkpoint_in_use_is_not_changed(shop, values, dtype):
     assert {value.dtype for value in load_file(shop / "new.safetensors").values()} == {dtype}
 
 
-@pytest.mark.xfail(strict=True, reason="compress: rounding the small model rounds what it shares with the baseline")
 def test_the_baseline_stays_as_the_checkpoint_has_it_where_its_types_are_mixed(shop, monkeypatch):
     """Weights in half precision, biases in single: the file is float16, and rounds the biases, its source does not."""
     state = {name: value.half() if value.ndim > 1 else value for name, value in make_network().state_dict().items()}

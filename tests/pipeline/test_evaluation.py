@@ -99,7 +99,6 @@ def test_an_artifact_of_the_first_schema_is_evaluated(old):
     assert report["artifact"]["sha256"] == sha256(old)
 
 
-@pytest.mark.xfail(strict=True, reason="read_report: layers of an old report have neither ranks nor parameters")
 def test_the_report_beside_an_artifact_of_the_first_schema_is_continued(old, shop):
     attack(old, data="data")
     report = report_of(old)

@@ -68,7 +68,6 @@ def test_a_pattern_that_matches_nothing_is_refused(loaded, field):
     assert refused.value.hint
 
 
-@pytest.mark.xfail(strict=True, raises=OptionError, reason="plan_loaded: LayerOptions takes auto, find_scheme does not")
 def test_single_layers_may_be_left_to_the_program_while_others_are_not(loaded):
     layers = LayerOptions(scheme="matrix", layer_schemes={"3": "auto"})
     assert plan_loaded(loaded, UniformRank(4), layers)[0].factorized()

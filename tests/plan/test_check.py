@@ -121,7 +121,6 @@ def test_where_no_rank_removes_parameters_the_hint_says_so():
     assert refused.value.hint == "no rank removes parameters: plan it as dense"
 
 
-@pytest.mark.xfail(strict=True, reason="_check_layer: compares with the weight alone, not with candidate.parameters")
 def test_a_plan_that_counts_on_the_gain_of_a_scaled_convolution_fits():
     """Rank one of 2×2 has four weights, as many as the layer, whose gain of two goes too."""
     scaled = ScaledStdConv2d(2, 2, 1)

@@ -24,7 +24,7 @@ def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
         library: metadata.version(library) for library in ("lrcompress", "torch", "torchvision", "timm", "foolbox")
     }
     circumstances = {
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, on the CPU",
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
     print(json.dumps(figures, indent=1, default=str)[:2000])
 
 
-def _commit() -> str:
+def commit() -> str:
     """Returns the commit of the code that was measured; changes that were not committed are not told."""
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER.parent, capture_output=True, text=True, check=False

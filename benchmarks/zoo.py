@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import FOLDER, write_results
+from results import FOLDER, commit, write_results
 from torch import nn
 
 from lrcompress.artifact import Cost, Manifest, installed_versions, load_artifact, pack_artifact, save_artifact
@@ -270,7 +270,7 @@ def run(words: list[str]) -> None:
     sizes = parameters_of(wanted)
     for architecture in sorted(wanted, key=lambda one: sizes[one.label]):
         label, started = architecture.label, time.perf_counter()
-        entry: dict[str, Any] = {"name": label}
+        entry: dict[str, Any] = {"name": label, "commit": commit()}
         if done.get(label, {}).get("started"):
             append(entry | {"passed": False, "reason": "the process was killed, for lack of memory perhaps"})
             continue  # told once, and tried again the next time
@@ -325,6 +325,7 @@ def summary() -> dict[str, Any]:
 def page() -> str:
     """Returns docs/coverage.md."""
     results, figures = read(), summary()
+    commits = collections.Counter(one["commit"] for one in results["architectures"])
     where = results["circumstances"]
     versions = where["versions"]
     lines = [
@@ -342,7 +343,9 @@ def page() -> str:
         "everything but the values was checked. Where a random network amplifies rounding so much that in float32 the",
         "dense one itself differs from float64, the comparison was made in float64.",
         "",
-        f"{where['date']}, commit {where['commit']}, {where['machine']}.",
+        f"{where['date']}, {where['machine']}; at commit "
+        + ", ".join(f"{name} {count}" for name, count in sorted(commits.items()))
+        + " of them.",
         "",
     ]
     failed = [one for one in results["architectures"] if not one["passed"]]

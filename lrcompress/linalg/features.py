@@ -40,6 +40,11 @@ class NestedFeatures(NamedTuple):
     triangle: Float[Tensor, "cp cp"] | None
     total: float
 
+    def count_bytes(self) -> int:
+        """Returns the memory it takes."""
+        triangle = 0 if self.triangle is None else self.triangle.nbytes
+        return self.features.nbytes + self.coefficients.nbytes + triangle
+
 
 def nested_features(
     weight: Float[Tensor, "o c p"], *, input_gram: Float[Tensor, "cp cp"] | None = None

@@ -61,12 +61,6 @@ def two_factors(
     return (basis, basis.T @ weight) if of_outputs else (weight @ basis, basis.T)
 
 
-def singular_values(weight: Float[Tensor, "m n"]) -> Float[Tensor, "k"]:
-    """Returns the min(m, n) singular values in float64, in descending order, good to about 1e-8·σ₁."""
-    side = weight if weight.shape[0] <= weight.shape[1] else weight.T
-    return torch.linalg.eigvalsh(gram(side)).clamp_min(0).flip(0).sqrt()
-
-
 def damped_output_gram(
     output_gram: Float[Tensor, "m m"], weight: Float[Tensor, "m n"], *, damping: float
 ) -> Float[Tensor, "m m"]:

@@ -51,9 +51,7 @@ class SpatialDecomposition(Decomposition):
 
     @override
     def keep_(self, largest: Sequence[int]) -> int:
-        nested = self.nested
-        triangle = 0 if nested.triangle is None else nested.triangle.nbytes
-        return nested.features.nbytes + nested.coefficients.nbytes + triangle
+        return self.nested.count_bytes()
 
 
 class Spatial(Scheme):

@@ -53,10 +53,7 @@ class TuckerDecomposition(Decomposition):
 
     @override
     def keep_(self, largest: Sequence[int]) -> int:
-        nested = self.nested
-        triangle = 0 if nested.triangle is None else nested.triangle.nbytes
-        table = self.core.nbytes + self.basis.nbytes + self.explained.nbytes
-        return nested.features.nbytes + nested.coefficients.nbytes + triangle + table
+        return self.nested.count_bytes() + self.core.nbytes + self.basis.nbytes + self.explained.nbytes
 
 
 class Tucker2(Scheme):

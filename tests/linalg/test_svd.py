@@ -6,7 +6,6 @@ from lrcompress.linalg import (
     damped_output_gram,
     gram,
     principal_basis,
-    singular_values,
     tail_energies,
     truncate_core,
     truncated_svd,
@@ -14,6 +13,10 @@ from lrcompress.linalg import (
     two_factors,
 )
 from lrcompress.linalg.svd import BLOCKED
+
+
+def singular_values(matrix):
+    return principal_basis(matrix).energies.sqrt()
 
 
 def identity(size):

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# From this side length on a Gram matrix is computed in blocks, and those below the diagonal are copied.
+# From this side length on a Gram matrix is computed in some blocks, and those below the diagonal are copied.
 BLOCKED = 512
+BLOCKS = 6
+COLUMNS = 2048
 
 
 class Factors(NamedTuple):
@@ -144,14 +146,14 @@ def truncate_core(
 
 def gram(matrix: Float[Tensor, "k l"]) -> Float[Tensor, "k k"]:
     """Returns the Gram matrix of the rows in float64; what is below the diagonal is not computed a second time."""
-    rows = matrix.double()
-    count = rows.shape[0]
-    if count < BLOCKED:
-        return rows @ rows.T
-    result = rows.new_empty(count, count)
-    step = -(-count // 4)
-    for start in range(0, count, step):
-        block = rows[start : start + step] @ rows[start:].T
-        result[start : start + step, start:] = block
-        result[start:, start : start + step] = block.T
+    count = matrix.shape[0]
+    step = count if count < BLOCKED else -(-count // BLOCKS)
+    result = matrix.new_zeros(count, count, dtype=torch.float64)
+    # Some columns at a time: a copy of the whole matrix in float64 may be large.
+    for columns in matrix.split(COLUMNS, dim=1):
+        part = columns.double()
+        for start in range(0, count, step):
+            result[start : start + step, start:] += part[start : start + step] @ part[start:].T
+    for start in range(step, count, step):
+        result[start : start + step, :start] = result[:start, start : start + step].T
     return result

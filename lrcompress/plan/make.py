@@ -65,7 +65,7 @@ def make_plan(
     given = _given_options(layer_ranks or {}, free, decomposer, policy.scheme())
     others = [one for one in free if one.name not in given]
     choices = decomposer.choices(others, wanted_rank=policy.wanted_rank(), scheme=policy.scheme())
-    chosen = policy.choose(choices, _measure(model, input_size, given))
+    chosen = policy.choose(choices, _measure(model, given, count_macs(model, input_size) if policy.needs_macs() else 0))
     options: dict[str, Option] = {name: option for name, (option, _) in given.items()}
     for name, index in chosen.items():
         if index is not None and (bool(choices[name].useful[index]) or policy.may_enlarge()):
@@ -108,12 +108,10 @@ def _given_options(
     return found
 
 
-def _measure(
-    model: nn.Module, input_size: tuple[int, int, int], given: Mapping[str, tuple[Option, Choices]]
-) -> WholeModel:
+def _measure(model: nn.Module, given: Mapping[str, tuple[Option, Choices]], macs: int) -> WholeModel:
     return WholeModel(
         count_parameters(model),
-        count_macs(model, input_size),
+        macs,
         saved_parameters=sum(choices.dense_parameters - option.parameters for option, choices in given.values()),
         saved_macs=sum(choices.dense_macs - option.macs for option, choices in given.values()),
     )

@@ -20,7 +20,7 @@ class WholeModel:
 
     Attributes:
         parameters: their number.
-        macs: multiply-accumulate operations per image.
+        macs: multiply-accumulate operations per image; 0 if the policy does not need them.
         saved_parameters: how many of them are gone in layers whose ranks are given, and not to be chosen.
         saved_macs: the same in operations.
     """
@@ -54,6 +54,10 @@ class RankPolicy(ABC):
     def scheme(self) -> str | None:
         """The scheme that every layer is to have, None where any will do."""
         return None
+
+    def needs_macs(self) -> bool:
+        """Whether the policy looks at the multiply-accumulates of the whole network, which take a pass to count."""
+        return False
 
     def guaranteed_tol(self) -> float | None:
         """The relative error that no factorised layer exceeds, None if nothing is promised."""
@@ -220,6 +224,10 @@ class Budget(RankPolicy):
             )
         chosen = allocate(layers, limit - untouched)
         return {name: None if index is None else int(indices[name][index]) for name, index in chosen.items()}
+
+    @override
+    def needs_macs(self) -> bool:
+        return self.macs is not None
 
     @override
     def describe(self) -> dict[str, Any]:

@@ -185,17 +185,16 @@ def policies_text(part: dict) -> str:
 
     beaten, most = [], 0.0
     for row in part["rows"]:
-        at_least_as_large = [one["accuracy"] for one in best.values() if one["parameters"] > row["parameters"] - 0.01]
-        if row["policy"] != "budget + calibration" and row["accuracy"] > max(at_least_as_large):
+        larger = [one["accuracy"] for one in best.values() if one["parameters"] > row["parameters"] - 0.01]
+        if row["policy"] != "budget + calibration" and larger and row["accuracy"] > max(larger):
             beaten.append(f"{row['policy']} {next(v for k, v in row['settings'].items() if k != 'name'):g}")
-            most = max(most, 100 * (row["accuracy"] - max(at_least_as_large)))
+            most = max(most, 100 * (row["accuracy"] - max(larger)))
     shares = ", ".join(f"{100 * (1 - fraction):g}" for fraction in best)
-    verdict = (
-        "No other row is as small and more accurate than every calibrated budget of its size or larger."
-        if not beaten
-        else f"More accurate than every calibrated\nbudget of their size or larger, by at most {most:.2f} points, which the "
-        f"intervals do not tell apart, are only:\n{', '.join(beaten)}."
-    )
+    verdict = "No other row is as small and more accurate than every calibrated budget of its size or larger."
+    if beaten:
+        verdict = f"""More accurate than every calibrated
+budget of their size or larger, by at most {most:.2f} points, which the intervals do not tell apart, are only:
+{", ".join(beaten)}."""
     return f"""With {shares} % of the parameters removed, budget + calibration changes the accuracy by
 {losses(best)} points, and the budget without images by
 {losses(plain)}. {verdict}
@@ -292,8 +291,8 @@ def readme_figures() -> str:
         for row in best
         if row["settings"]["fraction"] in (0.2, 0.1, 0.05)
     )
-    text = f"""Without any training, from 256 unlabelled images (`--budget 0.1 --calibrate DIR`), the accuracy of the VGG11-BN
-changes by, in points: {losses}."""
+    text = f"""Without any training, from 256 unlabelled images (`--budget 0.1 --calibrate DIR`), the accuracy of the
+VGG11-BN changes by, in points: {losses}."""
     return f"{START}\n\n{table(HEADER, rows)}\n\n{text}\n\n{END}"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrcompress.errors import ArtifactError
+
 METADATA_KEY = "lrcompress"
 
 
@@ -23,6 +25,11 @@ def stored_tensors(model: nn.Module, dtype: str) -> tuple[dict[str, Tensor], dic
     shared: dict[str, str] = {}
     first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     for name, value in sorted(model.state_dict().items()):
+        if value.dtype not in _TYPES:
+            raise ArtifactError(
+                f"`{name}` is of type {str(value.dtype).removeprefix('torch.')}, which a safetensors file has not",
+                hint="store it in another form in the network's state dict",
+            )
         place = (value.data_ptr(), tuple(value.shape), tuple(value.stride()))
         if value.numel() > 0 and place in first:
             shared[name] = first[place]

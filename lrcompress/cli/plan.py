@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lrcompress.plan import Calibration, CompressionPlan, LayerPlan, RankPolicy
 
 DEFAULT_TOL = 0.1
+T = TypeVar("T")
 
 
 class Scheme(str, Enum):
@@ -71,8 +72,8 @@ class PlanningOptions:
             include_first=self.include_first,
             include_classifier=self.include_classifier,
             exclude=self.exclude,
-            layer_ranks=dict(self.layer_ranks),
-            layer_schemes=dict(self.layer_schemes),
+            layer_ranks=_last_wins(self.layer_ranks),
+            layer_schemes=_last_wins(self.layer_schemes),
             allow_zero_layers=self.allow_zero_layers,
         )
 
@@ -297,11 +298,24 @@ def read_plan(path: Path) -> "CompressionPlan":
     from lrcompress.plan import CompressionPlan
 
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), parse_constant=_refuse)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"no plan in `{path}`: {reason}", hint="lrcompress plan CHECKPOINT writes one") from error
     return CompressionPlan.from_json(values)
+
+
+def _last_wins(pairs: tuple[tuple[str, T], ...]) -> dict[str, T]:
+    """Returns the pairs in the order of their last mention: of several patterns that match the last one holds."""
+    ordered: dict[str, T] = {}
+    for pattern, value in pairs:
+        ordered.pop(pattern, None)
+        ordered[pattern] = value
+    return ordered
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _pattern_and_rank(text: str) -> tuple[str, int]:

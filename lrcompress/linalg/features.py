@@ -73,11 +73,21 @@ def nested_features(
     # (D ⊗ I) C (D ⊗ I)ᵀ and W C (D ⊗ I)ᵀ, one side after the other.
     half = torch.einsum("ac,cpdq->apdq", features, blocks).flatten(0, 1)
     moved = torch.einsum("xdq,bd->xbq", half, features).flatten(1)
-    triangle = torch.linalg.cholesky(moved)
+    triangle = _cholesky(moved)
     outputs = kernel.flatten(1) @ half.flatten(1).T
     coefficients = torch.linalg.solve_triangular(triangle, outputs.T, upper=False).T
     total = float((kernel.flatten(1) @ C * kernel.flatten(1)).sum())
     return NestedFeatures(features, coefficients.unflatten(1, (channels, positions)), triangle, total)
+
+
+def _cholesky(matrix: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    """Returns L with L Lᵀ = the matrix, plus the smallest multiple of the identity that rounding makes necessary."""
+    scale = matrix.diagonal().mean()
+    for jitter in (0.0, *(10.0**exponent for exponent in range(-13, 1))):
+        triangle, info = torch.linalg.cholesky_ex(matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype))
+        if int(info) == 0:
+            return triangle
+    raise AssertionError("a second moment with the identity added is positive definite")
 
 
 def fit(nested: NestedFeatures, coefficients: Float[Tensor, "o r p"]) -> Float[Tensor, "o r p"]:

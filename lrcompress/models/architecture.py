@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ NOT_TAKEN = frozenset(
         "cache_dir",
     }
 )
+_BUILDING = threading.Lock()
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -178,11 +180,16 @@ def assign_tensors_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Moves every parameter to the meta device as soon as a module registers it."""
+    """Moves every parameter that this thread registers in a module to the meta device; others go on as they are."""
+    with _BUILDING:
+        yield from _register_on_meta(threading.get_ident())
+
+
+def _register_on_meta(thread: int) -> Iterator[None]:
     register = nn.Module.register_parameter
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
+        if threading.get_ident() == thread and param is not None and not param.is_meta:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
         register(self, name, param)
 

@@ -5,7 +5,7 @@ their names, but for `nn.MultiheadAttention`, whose `in_proj_weight` becomes `in
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,19 @@ class CalledMultiheadAttention(nn.Module):
         self.in_proj.bias = attention.in_proj_bias
         self.out_proj = nn.Linear(self.embed_dim, self.embed_dim, device="meta")
         self.out_proj.weight, self.out_proj.bias = attention.out_proj.weight, attention.out_proj.bias
-        # What `nn.TransformerEncoderLayer` looks at before it takes its fast path, which reads weights.
-        self.in_proj_bias, self._qkv_same_embed_dim = None, False
+        # `nn.TransformerEncoderLayer` looks at it before it takes its fast path, which calls no layer.
+        self._qkv_same_embed_dim = False
         self.train(attention.training)
+
+    @property
+    def in_proj_weight(self) -> Float[Tensor, "m n"]:
+        """The weight of the projection, for parents that read it."""
+        return self.in_proj.weight
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """The bias of the projection, if there is one."""
+        return self.in_proj.bias
 
     def forward(
         self,
@@ -48,32 +58,64 @@ class CalledMultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns (the attended values, the attention's weights or None), as `nn.MultiheadAttention` does.
-
-        Raises:
-            NotImplementedError: for masks: no image classifier of timm or torchvision uses them.
-        """
-        if key_padding_mask is not None or attn_mask is not None or is_causal:
-            raise NotImplementedError("masks")
+        """Returns (the attended values, the attention's weights or None), as `nn.MultiheadAttention` does."""
+        is_batched = query.ndim == 3
         projected = self._project(query, key, value)
-        batched = (x if self.batch_first else x.transpose(0, 1) for x in projected)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in batched)
+        if not is_batched:
+            projected = [x.unsqueeze(0) for x in projected]
+        elif not self.batch_first:
+            projected = [x.transpose(0, 1) for x in projected]
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        mask = _merge_masks(attn_mask, key_padding_mask, len(q), q.dtype)
         weights = None
         dropout = self.dropout if self.training else 0.0
         if need_weights:
-            weights = F.dropout((q * self.head_dim**-0.5 @ k.transpose(-2, -1)).softmax(-1), dropout)
+            logits = q * self.head_dim**-0.5 @ k.transpose(-2, -1)
+            weights = F.dropout((logits if mask is None else logits + mask).softmax(-1), dropout)
             attended = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if is_batched else weights.squeeze(0)
         else:
-            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         attended = self.out_proj(attended.transpose(1, 2).flatten(2))
+        if not is_batched:
+            return attended.squeeze(0), weights
         return (attended if self.batch_first else attended.transpose(0, 1)), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         if query is key and key is value:
             return self.in_proj(query).chunk(3, dim=-1)
-        parts = (self.in_proj(x).chunk(3, dim=-1)[index] for index, x in enumerate((query, key, value)))
-        return tuple(parts)
+        # Each with its own third: three calls of the whole layer would cost three times as much.
+        weights = self.in_proj.weight.chunk(3)
+        biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
+        return [F.linear(x, W, b) for x, W, b in zip((query, key, value), weights, biases, strict=True)]
+
+
+def _merge_masks(
+    mask: Tensor | None, padding: Tensor | None, images: int, dtype: torch.dtype
+) -> Float[Tensor, "..."] | None:
+    """Returns what is added to the logits (image, head, query, key), None if nothing is.
+
+    Args:
+        mask: (query, key), or one for each image and head in turn; True or −∞ where nobody may look.
+        padding: (image, key), or (key) for a single image.
+        images: how many.
+        dtype: of the logits.
+    """
+    merged = None
+    if mask is not None:
+        merged = _additive(mask, dtype)
+        merged = merged.unflatten(0, (images, -1)) if merged.ndim == 3 else merged
+    if padding is not None:
+        hidden = _additive(padding if padding.ndim == 2 else padding[None], dtype)[:, None, None]
+        merged = hidden if merged is None else merged + hidden
+    return merged
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf)
 
 
 class CalledWindowAttention(nn.Module):
@@ -162,6 +204,8 @@ class CalledWindowAttention(nn.Module):
 
 def can_stand_in(module: nn.Module) -> bool:
     """Whether there is a stand-in for the module that calls the layers whose weights the module reads."""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        return False
     if isinstance(module, nn.MultiheadAttention):
         plain = module.bias_k is None and module.bias_v is None and not module.add_zero_attn
         return type(module) is nn.MultiheadAttention and module.in_proj_weight is not None and plain

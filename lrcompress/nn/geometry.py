@@ -1,6 +1,5 @@
 """Where a convolution's kernel is applied: everything about it but its channels and its weights."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -75,11 +74,6 @@ class ConvGeometry:
             conv.transposed,
             tuple(conv.output_padding) if conv.transposed else (),
         )
-
-    @property
-    def taps(self) -> int:
-        """The number of positions in the kernel."""
-        return math.prod(self.kernel_size)
 
     def unit(self) -> "ConvGeometry":
         """Returns the geometry of a 1×1 kernel that is applied to every position, with the same groups."""

@@ -29,18 +29,13 @@ _SUBCLASSES = {
 
 
 def is_plain(module: nn.Module) -> TypeGuard[PlainLayer]:
-    """Whether the module is exactly one of torch's layers, or a `SameConv2d`."""
-    return type(module) in (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, SameConv2d)
+    """Whether the module is exactly one of torch's layers, or a `SameConv2d`, and computes what they do."""
+    return not _is_patched(module) and type(module) in (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, SameConv2d)
 
 
 def is_weight_layer(module: nn.Module) -> bool:
     """Whether the module is a linear layer or a convolution, of whatever subclass."""
     return isinstance(module, (nn.Linear, *CONVOLUTIONS, *TRANSPOSED))
-
-
-def is_standardised(module: nn.Module) -> bool:
-    """Whether the layer standardises its weight before it uses it: its plain layer has another weight."""
-    return _SUBCLASSES.get(_name(module)) == "standardised"
 
 
 def plain_layer(module: nn.Module) -> PlainLayer | None:
@@ -51,13 +46,10 @@ def plain_layer(module: nn.Module) -> PlainLayer | None:
     """
     if is_plain(module):
         return module
-    known = _SUBCLASSES.get(_name(module))
-    if known == "standardised":
+    known = None if _is_patched(module) else _SUBCLASSES.get(_name(module))
+    if known in ("standardised", "same padding"):
         assert isinstance(module, nn.Conv2d)  # all of them are
-        return _plain_convolution(module, _standardised_weight(module))
-    if known == "same padding":
-        assert isinstance(module, nn.Conv2d)
-        return _plain_convolution(module, module.weight)
+        return _plain_convolution(module, _standardised_weight(module) if known == "standardised" else module.weight)
     if isinstance(module, nn.Linear) and (known or _computes_like(module, nn.Linear)):
         return _shared(nn.Linear(module.in_features, module.out_features, device="meta"), module.weight, module.bias)
     for base in CONVOLUTIONS:
@@ -99,14 +91,25 @@ def _name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
+def _is_patched(module: nn.Module) -> bool:
+    """Whether somebody has given this very object a forward pass of its own."""
+    return not vars(module).keys().isdisjoint(("forward", "_conv_forward", "__call__"))
+
+
 def _computes_like(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether a subclass leaves the forward pass, the weight and the set of parameters as its base has them."""
+    """Whether a subclass leaves the forward pass, the weight and all attributes as its base has them.
+
+    What it has beside them its parent may ask for, and a low-rank layer has not.
+    """
     kind: Any = type(module)
-    same = all(
+    if _is_patched(module):
+        return False
+    same = set(dict(module.named_parameters())) <= {"weight", "bias"} and all(
         getattr(kind, method, None) is getattr(base, method, None)
         for method in ("forward", "__call__", "_conv_forward", "weight", "bias")
     )
-    return same and set(dict(module.named_parameters())) <= {"weight", "bias"} and not dict(module.named_buffers())
+    plain = nn.Linear(1, 1) if base is nn.Linear else base(1, 1, 1)
+    return same and vars(module).keys() <= vars(plain).keys() and not dict(module.named_buffers())
 
 
 def _plain_convolution(module: Any, weight: Tensor) -> Convolution:

@@ -132,6 +132,7 @@ def compress(
         fold_(model)
     else:
         model = factorize(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
+    _check_runs(model, loaded)
     round_weights_(model, loaded.dtype)
 
     layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas)
@@ -194,6 +195,17 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         device=options.device,
         observer=observer,
     )
+
+
+def _check_runs(model: nn.Module, loaded: LoadedModel) -> None:
+    """Raises `OptionError` if a network's own code asks of a layer what its low-rank form has not."""
+    try:
+        count_macs(model, loaded.preprocessing.input_size)
+    except Exception as error:  # a network's own code may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OptionError(
+            f"the factorised network does not run: {reason}", hint="leave the layer dense with --exclude NAME"
+        ) from error
 
 
 def _check_places(source: str, output: Path, options: CompressOptions) -> None:

@@ -23,6 +23,7 @@ from lrcompress.plan import (
     CompressionPlan,
     Decomposer,
     RankPolicy,
+    UniformRank,
     find_layers,
     make_plan,
     measure_metrics,
@@ -118,6 +119,11 @@ def plan_loaded(
     training images of `data`.
     """
     observer, layers = observer or Observer(), layers or LayerOptions()
+    given = [*layers.layer_ranks.values(), *([policy.rank] if isinstance(policy, UniformRank) else [])]
+    if odd := [rank for rank in given if rank % layers.round_ranks]:
+        raise OptionError(
+            f"rank {odd[0]} is no multiple of {layers.round_ranks}", hint="another rank, or no --round-ranks"
+        )
     size = loaded.preprocessing.input_size
     find = functools.partial(
         find_layers,
@@ -176,7 +182,9 @@ def _search(
     images = random_subset(images, target.images, seed=target.seed)
 
     def accuracy_of(network: nn.Module) -> float:
-        return measure_accuracy(PixelModel(network, loaded.preprocessing).to(device), images)
+        accuracy = measure_accuracy(PixelModel(network, loaded.preprocessing).to(device), images)
+        network.to("cpu")  # what it shares with the original too
+        return accuracy
 
     def tell(one: Evaluation) -> None:
         observer.on_stage(
@@ -184,7 +192,6 @@ def _search(
         )
 
     dense_accuracy = accuracy_of(loaded.model)
-    loaded.model.to("cpu")
     observer.on_stage(
         f"searching the smallest model within {target.points:g} points of {100 * dense_accuracy:.2f} % "
         f"on {len(images):,} training images"

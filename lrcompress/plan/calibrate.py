@@ -104,7 +104,7 @@ def _record_(
     else:
         axes = len(layer.kernel_size)
         groups, rows = layer.groups, (output if output.ndim == axes + 2 else output[None]).movedim(1, -1).flatten(0, -2)
-    rows = rows.float() if layer.bias is None else (rows - layer.bias).float()
+    rows = rows.float() if layer.bias is None else (rows - layer.bias.to(rows.device)).float()
     by_group = rows.unflatten(1, (groups, -1)).transpose(0, 1)  # group, position, output
     gram = (by_group.transpose(1, 2) @ by_group).double().cpu()
     if not torch.isfinite(gram).all():

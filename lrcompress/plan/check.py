@@ -49,9 +49,11 @@ def _check_layer(layer: LayerPlan, candidate: Candidate) -> LayerPlan:
             hint="make the plan again for this checkpoint",
         )
     if layer.scheme == DENSE:
-        return replace(layer, parameters=None)
+        return replace(layer, parameters=None, reason=layer.reason or "dense in the plan")
     if candidate.reason or candidate.layer is None:
         raise OptionError(f"`{layer.name}` cannot be factorised: {candidate.reason}", hint="plan it as dense")
+    if torch.count_nonzero(candidate.layer.weight) == 0:
+        raise OptionError(f"all weights of `{layer.name}` are zero", hint="plan it as dense")
     scheme = find_scheme(layer.scheme)
     if not scheme.fits(candidate.layer, layer.name):
         raise OptionError(f"`{layer.name}` cannot have the scheme {layer.scheme}", hint="the scheme matrix, or dense")

@@ -64,7 +64,11 @@ def find_layers(
         OptionError: if a pattern matches no layer.
     """
     exposed = expose_(twin(model))
-    calls, classifiers = _probe(exposed, input_size)
+    try:
+        calls, classifiers = _probe(exposed, input_size)
+    except Exception:  # a network that asks of an attention what its stand-in has not: without stand-ins, then
+        exposed = twin(model)
+        calls, classifiers = _probe(exposed, input_size)
     fixed: dict[str, str] = {}
     if not include_classifier:
         fixed |= dict.fromkeys(classifiers, "the classifier stays dense (--include-classifier)")
@@ -85,7 +89,7 @@ def find_layers(
                 reason = _structural_reason(name, module, layer, name in calls, others) or fixed.get(name, "")
                 count = sum(value.numel() for other, value in own.items() if other != "bias")
                 found.append(Candidate(name, kind, shape, reason, count, layer, tuple(calls.get(name, ()))))
-            elif layer is None:  # otherwise a part of the layer's weight
+            elif layer is None or "weight" not in own:  # otherwise a part of the layer's weight
                 path = f"{name}.{key}".lstrip(".")
                 reason = f"a parameter that {kind} reads directly"
                 found.append(Candidate(path, kind, shape, reason, parameter.numel()))
@@ -123,7 +127,7 @@ def _structural_reason(
     kind = type(module).__name__
     reasons = {
         f"layers of type {kind} are not factorised in this version": not is_weight_layer(module),
-        f"{kind} computes something else with its weight than its base class": layer is None,
+        f"{kind} may compute something else with its weight than its base class": layer is None,
         "depthwise convolution": layer is not None and is_depthwise(layer),
         "the network is this one layer": not name,
         "never called by the forward pass: unused, or its weight is read directly by its parent": not is_called,
@@ -144,12 +148,14 @@ def _names_by_weight(model: nn.Module) -> dict[int, list[str]]:
 def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[dict[str, list[Call]], list[str]]:
     """Returns the calls of every module with a weight matrix in the order of first call, and the classifiers.
 
-    Classifiers are the last ones that give as many values as there are logits: distilled transformers have two.
+    The classifier is the last one; those just before it that put out logits too are classifiers as well: distilled
+    transformers have two.
     """
 
     def run(network: nn.Module, image: torch.Tensor) -> tuple[dict[str, list[Call]], list[str]]:
         names = {id(module): name for name, module in network.named_modules()}
         calls: dict[str, list[Call]] = {}
+        outputs: dict[str, tuple[int, ...]] = {}
         widths: dict[str, int] = {}
 
         def record(module: nn.Module, arguments: tuple[object, ...], named: dict[str, object], output: object) -> None:
@@ -159,6 +165,7 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[dict[str
             name = names[id(module)]
             widths.setdefault(name, weight.shape[0])
             calls.setdefault(name, [])
+            outputs[name] = tuple(output.shape) if isinstance(output, torch.Tensor) else ()
             x = next(iter((*arguments, *named.values())), None)
             if isinstance(x, torch.Tensor) and isinstance(output, torch.Tensor):
                 calls[name].append(_describe_call(module, x, output))
@@ -168,8 +175,10 @@ def _probe(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[dict[str
             logits = network(image)
         finally:
             handle.remove()
-        trailing = itertools.takewhile(lambda name: widths[name] == logits.shape[-1], reversed(calls))
-        return calls, list(trailing) or list(calls)[-1:]
+        last, *before = list(reversed(calls)) or [""]
+        if widths.get(last) != logits.shape[-1]:
+            return calls, list(calls)[-1:]
+        return calls, [last, *itertools.takewhile(lambda name: outputs[name] == tuple(logits.shape), before)]
 
     return run_without_values(model, input_size, run)
 

@@ -71,7 +71,7 @@ def make_plan(
         if index is not None and (bool(choices[name].useful[index]) or policy.may_enlarge()):
             options[name] = choices[name].option(index)
         else:
-            reasons[name] = _why_dense(choices[name])
+            reasons[name] = policy.why_dense(choices[name])
     described = policy.describe() | ({"layer_ranks": dict(layer_ranks)} if layer_ranks else {})
     layers = tuple(_plan_layer(one, options.get(one.name), reasons[one.name]) for one in candidates)
     return CompressionPlan(policy=described, layers=layers)
@@ -115,13 +115,6 @@ def _measure(model: nn.Module, given: Mapping[str, tuple[Option, Choices]], macs
         saved_parameters=sum(choices.dense_parameters - option.parameters for option, choices in given.values()),
         saved_macs=sum(choices.dense_macs - option.macs for option, choices in given.values()),
     )
-
-
-def _why_dense(choices: Choices) -> str:
-    smallest = choices.smallest_useful_error()
-    if smallest is None:
-        return "no rank removes parameters without adding multiply-accumulates"
-    return f"what was asked for does not remove parameters; of what does, the smallest relative error is {smallest:.3f}"
 
 
 def _plan_layer(candidate: Candidate, option: Option | None, reason: str) -> LayerPlan:

@@ -30,6 +30,9 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        types = type(self.data) is str and type(self.images) in (int, type(None)) and type(self.seed) is int
+        if not types:
+            raise TypeError(f"a calibration of {self.data!r}, {self.images!r} images and seed {self.seed!r}")
         if self.images is not None and self.images < 1:
             raise OptionError(
                 f"calibration takes at least one image, got {self.images}", hint="some hundred are enough"

@@ -55,6 +55,16 @@ class RankPolicy(ABC):
         """The scheme that every layer is to have, None where any will do."""
         return None
 
+    def why_dense(self, choices: Choices) -> str:
+        """Returns why a layer stays dense for which no option was chosen."""
+        smallest = choices.smallest_useful_error()
+        if smallest is None:
+            return "no rank removes parameters without adding multiply-accumulates"
+        return (
+            "what was asked for does not remove parameters; of what does, the smallest relative error is "
+            f"{smallest:.3f}"
+        )
+
     def needs_macs(self) -> bool:
         """Whether the policy looks at the multiply-accumulates of the whole network, which take a pass to count."""
         return False
@@ -220,7 +230,7 @@ class Budget(RankPolicy):
             raise OptionError(
                 f"the budget of {limit:,} {unit} cannot be met: the smallest possible model has {smallest:,} of "
                 f"{total:,} ({100 * smallest / total:.1f} %)",
-                hint="raise the budget, or allow more layers with --include-first and --include-classifier",
+                hint="raise the budget, or allow more with --include-first, --include-classifier, fewer exclusions",
             )
         chosen = allocate(layers, limit - untouched)
         return {name: None if index is None else int(indices[name][index]) for name, index in chosen.items()}
@@ -228,6 +238,10 @@ class Budget(RankPolicy):
     @override
     def needs_macs(self) -> bool:
         return self.macs is not None
+
+    @override
+    def why_dense(self, choices: Choices) -> str:
+        return "the budget has room for the whole layer" if bool(choices.useful.any()) else super().why_dense(choices)
 
     @override
     def describe(self) -> dict[str, Any]:

@@ -427,3 +427,25 @@ def test_a_drop_that_cannot_be_searched_is_refused(shop, verb, options, words):
     before = listing(shop)
     assert_refused(verb(*options, "-o", "n.safetensors"), *words)
     assert listing(shop) == before
+
+
+def test_of_several_patterns_the_one_named_last_holds_even_if_it_was_named_before(shop):
+    options = ["--layer-rank", "3=2", "--layer-rank", "[35]=3", "--layer-rank", "3=4"]
+    done = plan("--tol", "0.5", *options)
+    assert done.exit_code == 0, done.stderr
+    layers = {layer["name"]: layer["ranks"] for layer in json.loads((shop / "out.plan.json").read_text())["layers"]}
+    assert (layers["3"], layers["5"]) == ([4], [3])
+
+
+@pytest.mark.parametrize("options", [["--rank", "10"], ["--tol", "0.1", "--layer-rank", "3=10"]])
+def test_a_rank_that_is_no_multiple_of_the_rounding_is_refused(shop, options):
+    done = plan(*options, "--round-ranks", "8")
+    assert done.exit_code == 1
+    assert "error: rank 10 is no multiple of 8" in done.stderr
+
+
+def test_a_plan_with_what_is_no_json_is_refused(shop):
+    (shop / "bad.plan.json").write_text('{"version": 2, "policy": {"tol": NaN}}')
+    done = compress("--plan", "bad.plan.json")
+    assert done.exit_code == 1
+    assert "NaN is no JSON" in done.stderr

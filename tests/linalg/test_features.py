@@ -142,3 +142,16 @@ def test_features_are_computed_in_float64(dtype):
     for nested in (nested_features(W), nested_features(W, input_gram=(X.T @ X).float())):
         assert nested.features.dtype == nested.coefficients.dtype == torch.float64
         assert relative_difference(approximation(nested, 4), W) < 1e-9
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_moment_that_is_singular_but_for_rounding_does_no_harm(rank):
+    """Flat images under a kernel of zero sum: the damping vanishes beside what all patches have in common."""
+    kernel = random_matrix(4, 3 * 9).reshape(4, 3, 9)
+    kernel = kernel - kernel.mean((1, 2), keepdim=True)
+    common = torch.ones(27, 1, dtype=torch.float64)
+    gram = 1e12 * (common @ common.T) * rank
+    gram = gram.float().double() + 1e-9 * torch.eye(27, dtype=torch.float64)
+    nested = nested_features(kernel, input_gram=gram)
+    assert torch.isfinite(nested.coefficients).all()
+    assert torch.isfinite(fit(nested, nested.coefficients[:, :2])).all()

@@ -1,6 +1,7 @@
 import contextlib
 import copy
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -430,3 +431,21 @@ def test_tensors_take_their_type_with_them():
     assign_tensors_(model, Tied().double().state_dict())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert model.norm.running_mean.dtype == torch.float64
+
+
+def test_networks_may_be_built_in_several_threads_at_once():
+    architecture = parse_name("timm/test_resnet", {"num_classes": 3})
+
+    def build(index):
+        layer = nn.Linear(2, 2)  # somebody else's, built meanwhile
+        model = build_model(architecture, without_weights=True)
+        return layer.weight.is_meta, all(parameter.is_meta for parameter in model.parameters())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(build, range(12))) == {(False, True)}
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_a_framework_that_is_none_is_refused():
+    with pytest.raises(ArchitectureError, match="no framework named `evil`"):
+        build_model(Architecture("evil", "resnet18"))

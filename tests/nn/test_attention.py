@@ -9,6 +9,7 @@ from timm.models.eva import Eva
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import swin_transformer
 
 from lrcompress.nn import (
@@ -187,19 +188,61 @@ def test_self_attention_calls_its_projections_once(batch_first):
     assert calls == [ours.in_proj, ours.out_proj]
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [
-        {"attn_mask": torch.zeros(5, 5)},
-        {"key_padding_mask": torch.zeros(2, 5)},
-        {"attn_mask": torch.zeros(5, 5), "is_causal": True},
-    ],
-    ids=" ".join,
-)
-def test_masks_are_refused_and_not_ignored(mask):
-    ours = CalledMultiheadAttention(nn.MultiheadAttention(12, 3, batch_first=True))
-    with pytest.raises(NotImplementedError, match="masks"):
-        ours(*(torch.randn(2, 5, 12),) * 3, **mask)
+MASKS = {
+    "causal": {"attn_mask": torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)},
+    "added": {"attn_mask": torch.linspace(-2, 2, 25).reshape(5, 5)},
+    "one for each head": {"attn_mask": torch.linspace(-2, 2, 150).reshape(6, 5, 5)},
+    "padding": {"key_padding_mask": torch.tensor([[False] * 5, [False, False, True, True, True]])},
+    "both": {
+        "attn_mask": torch.triu(torch.full((5, 5), -torch.inf), 1),
+        "key_padding_mask": torch.tensor([[0.0] * 5, [0.0, 0.0, -torch.inf, -torch.inf, 0.0]]),
+    },
+}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_masks_hide_what_they_hide_from_torchs(mask, need_weights):
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True).eval()
+    ours, x = CalledMultiheadAttention(theirs), torch.randn(2, 5, 12)
+    for found, expected in zip(
+        ours(x, x, x, need_weights=need_weights, **mask),
+        theirs(x, x, x, need_weights=need_weights, **mask),
+        strict=True,
+    ):
+        assert (found is None) == (expected is None)
+        assert found is None or torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_single_sequence_without_a_batch_is_attended_to():
+    theirs = nn.MultiheadAttention(12, 3).eval()
+    x = torch.randn(5, 12)
+    for found, expected in zip(CalledMultiheadAttention(theirs)(x, x, x), theirs(x, x, x), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_different_inputs_cost_no_more_than_one_projection_of_each():
+    ours = CalledMultiheadAttention(nn.MultiheadAttention(12, 3, batch_first=True)).eval()
+    inputs = [torch.randn(2, 5, 12) for _ in range(3)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ours(*inputs)
+    projections, attention = 4 * 2 * 5 * 12 * 12, 2 * 2 * 3 * 5 * 5 * 4
+    assert counter.get_total_flops() == 2 * (projections + attention)
+
+
+def test_the_projections_tensors_can_still_be_read():
+    theirs = nn.MultiheadAttention(12, 3)
+    ours = CalledMultiheadAttention(theirs)
+    assert ours.in_proj_weight is theirs.in_proj_weight
+    assert ours.in_proj_bias is theirs.in_proj_bias
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_module_with_hooks_keeps_its_place(kind):
+    attention = nn.MultiheadAttention(12, 3)
+    assert can_stand_in(attention)
+    getattr(attention, kind)(lambda *_: None)
+    assert not can_stand_in(attention)
 
 
 # Sizes that windows of 4×4 or 2×4 divide and that they do not, and images no larger than a window.

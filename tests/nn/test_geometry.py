@@ -98,7 +98,7 @@ def test_the_unit_geometry_mixes_the_channels_of_each_group_at_each_position(mak
 @pytest.mark.parametrize("make", EVERY_KIND.values(), ids=EVERY_KIND.keys())
 def test_the_number_of_taps_is_that_of_the_kernel(make):
     conv = make()
-    assert ConvGeometry.of(conv).taps == conv.weight[0, 0].numel()
+    assert ConvGeometry.of(conv).kernel_size == tuple(conv.weight.shape[2:])
 
 
 def test_along_some_axes_the_geometry_is_kept_and_elsewhere_it_does_nothing():

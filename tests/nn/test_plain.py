@@ -26,7 +26,6 @@ from lrcompress.nn import (
     weight_from_matrices,
     weight_matrices,
 )
-from lrcompress.nn.plain import is_standardised
 
 # timm's layers by what they do, and images of odd, even and very small sizes.
 STANDARDISED = {
@@ -209,17 +208,6 @@ def test_the_weight_of_a_standardised_convolution_is_changed_in_the_plain_layer_
     assert torch.allclose(flat.std(1, unbiased=False), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", STANDARDISED.values(), ids=STANDARDISED.keys())
-def test_standardised_convolutions_are_told_from_others(make):
-    assert is_standardised(make())
-    assert not is_standardised(plain_layer(make()))
-
-
-@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), SAME["Conv2dSame"](), nn.Linear(2, 2)])
-def test_other_layers_are_not_standardised(layer):
-    assert not is_standardised(layer)
-
-
 @pytest.mark.parametrize("make", [*STANDARDISED.values(), *SAME.values()])
 def test_a_layer_without_values_has_a_plain_layer_without_values(make):
     plain = plain_layer(meta_twin(make()))
@@ -299,3 +287,21 @@ def test_a_convolution_that_filters_each_channel_on_its_own_is_depthwise(make):
 @pytest.mark.parametrize("layer", [*(make() for make in ALL_LAYERS.values()), nn.Conv2d(1, 4, 3)])
 def test_no_other_layer_is_depthwise(layer):
     assert not is_depthwise(layer)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 3), lambda: nn.Conv2d(3, 3, 3), SAME["Conv2dSame"]])
+def test_an_object_with_a_forward_pass_of_its_own_is_not_plain(make):
+    layer = make()
+    assert plain_layer(layer) is not None
+    layer.forward = lambda x: 2 * x
+    assert plain_layer(layer) is None
+
+
+def test_a_subclass_with_attributes_that_its_parent_may_ask_for_is_not_plain():
+    class Named(nn.Linear):
+        pass
+
+    layer = Named(3, 3)
+    assert plain_layer(layer) is not None
+    layer.gain = 2.0
+    assert plain_layer(layer) is None

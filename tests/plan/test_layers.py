@@ -211,11 +211,11 @@ def test_subclasses_are_factorised_where_they_compute_what_their_base_does():
         Measured(2, 2, 1), nn.Flatten(), nn.Linear(8, 2),
     )  # fmt: skip
     found = {candidate.name: candidate for candidate in find_layers(model.eval(), (3, 2, 2))}
-    assert found["2"].reason == "SharedScale computes something else with its weight than its base class"
+    assert found["2"].reason == "SharedScale may compute something else with its weight than its base class"
     assert found["2"].layer is None
     assert found["3"].reason == ""
     assert (type(found["3"].layer), found["3"].kind) == (nn.Linear, "Annotated")
-    assert found["5"].reason == "Measured computes something else with its weight than its base class"
+    assert found["5"].reason == "Measured may compute something else with its weight than its base class"
 
 
 STANDARDISED = [StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame]
@@ -355,3 +355,43 @@ def test_a_pattern_that_matches_nothing_is_refused_with_near_names():
     with pytest.raises(OptionError, match=r"`5` matches no layer") as caught:
         reasons(tiny_mlp(), (3, 4, 4), exclude=["4", "5"])
     assert "4" in caught.value.hint
+
+
+def test_only_what_puts_out_logits_is_a_classifier():
+    """The last convolution has as many channels as there are classes, and is none."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 5)
+    ).eval()
+    found = reasons(model, (3, 8, 8))
+    assert found["1"] == ""
+    assert "classifier" in found["4"]
+
+
+def test_a_last_convolution_that_is_averaged_is_the_classifier():
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    assert "classifier" in reasons(model, (3, 8, 8))["1"]
+
+
+def test_a_weight_that_a_hook_computes_is_in_the_list():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    model = nn.Sequential(*model, nn.Linear(8, 4)).eval()
+    assert any("original" in name and "reads directly" in reason for name, reason in reasons(model, (3, 2, 2)).items())
+
+
+class ReadsAttention(nn.Module):
+    """Asks its attention for something that only torch's own has."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.attention, self.head = nn.Linear(4, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x.flatten(1).unflatten(1, (-1, 4)))
+        assert self.attention.add_zero_attn is False
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_a_network_that_does_not_run_with_stand_ins_is_planned_without_them():
+    found = reasons(ReadsAttention().eval(), (3, 2, 2))
+    assert found["attention.out_proj"].startswith("never called")
+    assert "reads directly" in found["attention.in_proj_weight"]

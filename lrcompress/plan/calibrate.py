@@ -29,6 +29,10 @@ PATCHES_PER_ENTRY = 4
 LARGEST_PATCH = 4608
 
 
+# Share of the largest possible output, below which what a kernel puts out for the sample counts as nothing.
+BLIND = 1e-6
+
+
 @dataclass
 class _Sums:
     """Running sums over the images of one layer."""
@@ -113,7 +117,7 @@ def _record_(
     if sums.wants_patches:
         assert isinstance(layer, CONVOLUTIONS)  # other layers have no such scheme
         patches = _sample_patches(layer, x if x.ndim == len(layer.kernel_size) + 2 else x[None], sums, images)
-        gram = (patches.T @ patches).cpu()
+        gram = (patches.T @ patches).double().cpu()
         sums.patches = gram if sums.patches is None else sums.patches + gram
         sums.count += len(patches)
 
@@ -163,7 +167,9 @@ def _metric(sums: _Sums) -> Metric:
         return Metric(output_gram)
     W, C = matrices[0].double(), sums.patches.double()
     trace = (W @ C * W).sum()
-    scale = torch.where(trace > 0, trace, 1.0)
-    input_gram = C / scale
+    # A kernel may be blind to all these patches, an edge filter to flat ones: what it sees then is rounding.
+    blind = BLIND * W.square().sum() * C.trace()
+    scale = torch.maximum(trace, blind)
+    input_gram = C / torch.where(scale > 0, scale, 1.0)
     input_gram.diagonal().add_(DAMPING / W.square().sum())
     return Metric(output_gram, input_gram.float())

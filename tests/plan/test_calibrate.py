@@ -277,6 +277,24 @@ def test_images_that_say_little_do_no_harm(images, scheme):
         assert 0 <= layer.relative_error < 1
 
 
+@pytest.mark.parametrize("scheme", ["matrix", "spatial", "tucker2"])
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_a_kernel_that_is_blind_to_all_images_is_truncated_by_its_weights(noise, scheme):
+    """Edge filters, whose taps sum to zero, over flat images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(288, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.sub_(model[1].weight.mean((1, 2, 3), keepdim=True))
+        model[0].weight[:] = model[0].weight[:1]  # all channels are alike
+        model[0].bias.fill_(100.0)
+    images = 0.5 + noise * torch.randn(4, *SIZE)
+    decomposer = Decomposer(measure(model, [images]), wanted=scheme)
+    plan = make_plan(model, UniformRank(3), input_size=SIZE, decomposer=decomposer)
+    low_rank = factorize(model, plan, decomposer=decomposer)
+    assert plan.factorized().keys() == {"1"}
+    assert relative_difference(low_rank[1].weight, model[1].weight) < 0.95
+
+
 def test_calibrating_leaves_the_model_as_it_was():
     model = tiny_mlp(norm=True).train()
     before = snapshot(model)

@@ -72,6 +72,16 @@ def test_an_edited_plan_is_executed(shop):
     assert report["size"]["compressed"]["parameters"] == 3203 - 2 * 32 * 32 + (2 + 7) * 64
 
 
+def test_a_layer_that_is_edited_to_be_dense_without_a_reason_stays_so_because_of_the_plan(shop):
+    plan()
+    edit(shop, lambda layers: layers["3"].update({"scheme": "dense", "reason": ""}))
+    report = json.loads(compress("--plan", "out.plan.json", "-o", "new.safetensors", "--json").stdout)
+    layer = next(layer for layer in report["layers"] if layer["name"] == "3")
+    assert (layer["scheme"], layer["reason"]) == ("dense", "dense in the plan")
+    assert load_file(shop / "new.safetensors")["3.weight"].shape == (32, 32)
+    assert report["size"]["removed"]["parameters"] == 0
+
+
 EDITS = {
     "two ranks of a matrix": ({"ranks": [2, 2]}, ["`3` has the ranks 2, 2", "the scheme matrix takes 1 of them"]),
     "no rank": ({"ranks": []}, ["`3` has the ranks none"]),

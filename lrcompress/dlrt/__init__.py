@@ -1,18 +1,30 @@
 """Stage 4: rank-adaptive fine-tuning by Dynamical Low-Rank Training (DLRT)."""
 
-from lrcompress.dlrt.moments import carry_moments
+from lrcompress.dlrt.adversary import Adversary
+from lrcompress.dlrt.distributed import world
+from lrcompress.dlrt.log import CoreRecord, EpochRecord, FineTuning, TrainingProgress
+from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.options import DlrtOptions
-from lrcompress.dlrt.step import BasisChange, augment, truncate
-from lrcompress.dlrt.training import EpochRecord, FineTuning, TrainingProgress, fine_tune_
+from lrcompress.dlrt.ranks import Circumstances, RankControl
+from lrcompress.dlrt.settings import TrainingOptions
+from lrcompress.dlrt.step import BasisChange, augment, cut, rotate
+from lrcompress.dlrt.training import fine_tune_
 
 __all__ = [
+    "Adversary",
     "BasisChange",
+    "Circumstances",
+    "CoreRecord",
+    "Dlrt",
     "DlrtOptions",
     "EpochRecord",
     "FineTuning",
+    "RankControl",
+    "TrainingOptions",
     "TrainingProgress",
     "augment",
-    "carry_moments",
+    "cut",
     "fine_tune_",
-    "truncate",
+    "rotate",
+    "world",
 ]

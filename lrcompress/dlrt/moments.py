@@ -1,25 +1,39 @@
-"""Adam's moments of a core under a change of basis."""
+"""The optimiser's moments of a core under a change of basis."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lrcompress.dlrt.step import BasisChange
+from lrcompress.linalg import multiply_core
+
+Moments = Literal["floor", "transport", "reset"]
 
 
-def carry_moments(
-    first: Float[Tensor, "r r"], second: Float[Tensor, "r r"], change: BasisChange
-) -> tuple[Float[Tensor, "q q"], Float[Tensor, "q q"]]:
-    """Returns both moments in the new bases.
-
-    The first moment is an average of gradients and moves as they do, exactly. The second does not transform linearly;
-    (left √v right)² is the authors' choice. It leaves the entries of new directions near zero, whose first steps would
-    be several times too long, so the median of the old entries is a floor.
+def carry_first(moment: Float[Tensor, "g r s p"], change: BasisChange) -> Float[Tensor, "g q t p"]:
+    """Returns an average of gradients in the new bases: it moves as they do, exactly.
 
     Args:
-        first: Adam's exp_avg of the core.
-        second: Adam's exp_avg_sq of the core.
+        moment: Adam's exp_avg, or the momentum of SGD.
         change: from the old bases to the new ones.
     """
-    moved = (change.left @ second.sqrt() @ change.right).square()
-    return change.left @ first @ change.right, torch.maximum(moved, second.median())
+    return multiply_core(change.left, moment, change.right)
+
+
+def carry_second(
+    moment: Float[Tensor, "g r s p"], change: BasisChange, *, floor: bool
+) -> Float[Tensor, "g q t p"]:
+    """Returns an average of squared gradients in the new bases.
+
+    It does not transform linearly; (left √v right)² is the authors' choice. It leaves the entries of new directions
+    near zero, whose first steps would be several times too long.
+
+    Args:
+        moment: Adam's exp_avg_sq.
+        change: from the old bases to the new ones.
+        floor: whether no entry is to be smaller than the median of the old ones.
+    """
+    moved = multiply_core(change.left, moment.sqrt(), change.right).square()
+    return torch.maximum(moved, moment.median()) if floor else moved

@@ -1,4 +1,4 @@
-"""The two changes of basis in a DLRT cycle, as pure functions of one layer's factors.
+"""The changes of basis in a DLRT cycle, as pure functions of one layer's factors.
 
 Source: Schotthöfer, Yang, Schnake 2025 (arXiv 2505.08022), Algorithm 1.
 """
@@ -6,26 +6,26 @@ Source: Schotthöfer, Yang, Schnake 2025 (arXiv 2505.08022), Algorithm 1.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lrcompress.linalg import Factors, extend_basis, truncate_core
+from lrcompress.linalg import Factors, extend_basis, multiply_core, rotate_core, tail_energies
 
 
 class BasisChange(NamedTuple):
     """How the core moves into new bases: S ↦ left S right, with left = ÛᵀU and right = VᵀV̂."""
 
-    left: Float[Tensor, "q r"]
-    right: Float[Tensor, "r q"]
+    left: Float[Tensor, "g q r"]
+    right: Float[Tensor, "g s t"]
 
 
 def augment(
-    factors: Factors, grad_U: Float[Tensor, "m r"], grad_V: Float[Tensor, "n r"]
+    factors: Factors, grad_U: Float[Tensor, "g m r"], grad_V: Float[Tensor, "g n s"]
 ) -> tuple[Factors, BasisChange]:
-    """Returns the factors in bases extended by the gradient directions; U S Vᵀ is unchanged to rounding.
+    """Returns the factors in bases extended by the gradient directions; their product is unchanged to rounding.
 
-    The new rank is min(2r, m, n), whatever the largest rank that is allowed after truncation: bases must be able to
-    turn even where the rank may not grow.
+    The new ranks are min(2r, m) and min(2s, n), both min(2r, m, n) for matrices, whatever the largest rank that is
+    allowed after truncation: bases must be able to turn even where the rank may not grow.
 
     Args:
         factors: U, S, V with orthonormal columns in U and V.
@@ -33,21 +33,46 @@ def augment(
         grad_V: ∂L/∂V at these factors.
     """
     U, S, V = factors
-    rank = min(2 * S.shape[0], U.shape[0], V.shape[0])
-    U_hat, V_hat = extend_basis(U, grad_U, rank), extend_basis(V, grad_V, rank)
-    change = BasisChange(U_hat.T @ U, V.T @ V_hat)
-    return Factors(U_hat, change.left @ S @ change.right, V_hat), change
+    outputs, inputs = min(2 * S.shape[1], U.shape[1]), min(2 * S.shape[2], V.shape[1])
+    if S.shape[3] == 1:
+        outputs = inputs = min(outputs, inputs)
+    U_hat, V_hat = extend_basis(U, grad_U, outputs), extend_basis(V, grad_V, inputs)
+    change = BasisChange(U_hat.mT @ U, V.mT @ V_hat)
+    return Factors(U_hat, multiply_core(change.left, S, change.right), V_hat), change
 
 
-def truncate(factors: Factors, *, tol: float, min_rank: int, max_rank: int) -> tuple[Factors, BasisChange]:
-    """Returns the factors at the smallest rank with a tail of at most tol·‖S‖_F, with a diagonal core.
-
-    Args:
-        factors: U, S, V with orthonormal columns in U and V.
-        tol: τ, relative to the norm of this core.
-        min_rank: smallest rank to return.
-        max_rank: largest rank to return, even if the tail is then larger.
-    """
+def rotate(factors: Factors) -> tuple[Factors, BasisChange]:
+    """Returns the factors in the singular vectors of their core, the leading ones first. See `linalg.rotate_core`."""
     U, S, V = factors
-    P, sigma, Q = truncate_core(S, tol=tol, min_rank=min_rank, max_rank=max_rank)
-    return Factors(U @ P, torch.diag(sigma), V @ Q), BasisChange(P.T, Q)
+    P, rotated, Q = rotate_core(S)
+    return Factors(U @ P, rotated, V @ Q), BasisChange(P.mT, Q)
+
+
+def possible_ranks(rotated: Factors) -> Int[Tensor, "k modes"]:
+    """Returns all ranks to which the factors can be cut: one for matrices, pairs otherwise."""
+    outputs, inputs, positions = rotated.S.shape[1:]
+    if positions == 1:
+        return torch.arange(1, outputs + 1)[:, None]
+    return torch.cartesian_prod(torch.arange(1, outputs + 1), torch.arange(1, inputs + 1))
+
+
+def squared_errors(rotated: Factors, ranks: Int[Tensor, "k modes"]) -> Float[Tensor, "k"]:
+    """Returns ‖W − W_r‖²/‖W‖² of cutting rotated factors to some ranks, in float64; zeros if W is zero."""
+    energies = rotated.S.double().square().sum((0, 3)).cpu()  # over groups and positions
+    if rotated.S.shape[3] == 1:
+        tails = tail_energies(energies.diagonal())
+        return tails[ranks[:, 0]] / tails[0] if tails[0] > 0 else torch.zeros(len(ranks), dtype=torch.float64)
+    explained = energies.cumsum(0).cumsum(1)
+    total = explained[-1, -1]
+    shares = explained[ranks[:, 0] - 1, ranks[:, 1] - 1] / torch.where(total > 0, total, 1.0)
+    return (1 - shares).clamp_min(0) * (total > 0)
+
+
+def cut(
+    rotated: Factors, change: BasisChange, ranks: tuple[int, ...]
+) -> tuple[Factors, BasisChange]:
+    """Returns rotated factors, and the change of basis that led to them, cut to some ranks."""
+    outputs, inputs = ranks[0], ranks[-1]
+    U, S, V = rotated
+    factors = Factors(U[:, :, :outputs], S[:, :outputs, :inputs], V[:, :, :inputs])
+    return factors, BasisChange(change.left[:, :outputs], change.right[:, :, :inputs])

@@ -2,90 +2,42 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrcompress.data import ImageSet, iterate_batches, random_crop_and_flip, split_held_out
-from lrcompress.dlrt.cycle import augment_, largest_rank, truncate_
-from lrcompress.dlrt.options import DlrtOptions
-from lrcompress.dlrt.step import truncate
+from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches, shard_images, split_held_out
+from lrcompress.dlrt.diagnosis import find_not_finite
+from lrcompress.dlrt.distributed import total, world
+from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
+from lrcompress.dlrt.losses import Objective
+from lrcompress.dlrt.optimizer import Dlrt
+from lrcompress.dlrt.ranks import Circumstances
+from lrcompress.dlrt.settings import TrainingOptions
+from lrcompress.dlrt.sync_norm import synchronised_batch_norms
+from lrcompress.dlrt.target import DropTarget
 from lrcompress.errors import DataError, EvaluationError, OptionError, TrainingError
-from lrcompress.linalg import conditioning_penalty
 from lrcompress.measure import measure_accuracy
-from lrcompress.nn import count_shipped_parameters, factored_layers
+from lrcompress.nn import count_shipped_parameters
 
-# In the names of normalisation layers and of weight-standardised convolutions, torch's and timm's.
-NORMALIZATION = ("norm", "stdconv")
-TEMPERATURE = 3.0  # of distillation
-WARM_UP = 0.05  # share of the steps in which the learning rate rises
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """What a progress bar shows after each step, and once more after each epoch's evaluation (`epoch_ended`)."""
-
-    step: int
-    steps: int
-    epoch: int
-    epochs: int
-    loss: float
-    held_out_accuracy: float
-    mean_rank: float
-    parameters: int
-    epoch_ended: bool = False
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """One line of the training log.
-
-    Attributes:
-        epoch: counted from 1; 0 is the state before fine-tuning.
-        loss: mean training loss without the penalty, NaN-free; None for epoch 0.
-        held_out_accuracy: on the images held out from training, in [0, 1].
-        ranks: by layer.
-        parameters: of the whole model as it would be shipped.
-        frozen: whether ranks and bases were final, so that this state could be chosen.
-    """
-
-    epoch: int
-    loss: float | None
-    held_out_accuracy: float
-    ranks: Mapping[str, int]
-    parameters: int
-    frozen: bool
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """The result of a fine-tuning run.
-
-    Attributes:
-        log: one record per epoch, the state before fine-tuning first.
-        chosen_epoch: the epoch whose state the model now has.
-        held_out_images: number of images the choice was made on.
-        penalty: "scale-free" or "paper", as resolved.
-    """
-
-    log: tuple[EpochRecord, ...]
-    chosen_epoch: int
-    held_out_images: int
-    penalty: str
+ROBUST_IMAGES = 1000  # held-out images that are attacked after each epoch of adversarial training
+State = dict[str, Any]
 
 
 def fine_tune_(
     model: nn.Module,
     images: ImageSet,
-    options: DlrtOptions,
+    options: TrainingOptions,
     *,
-    teacher: nn.Module | None = None,
+    dense: nn.Module | None = None,
+    circumstances: Circumstances | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+    save: Callable[[State], None] = lambda state: None,
+    resume: State | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> FineTuning:
     """Fine-tunes the factored layers of the model by DLRT and everything dense along with them.
 
@@ -93,24 +45,33 @@ def fine_tune_(
         model: takes images in [0, 1]; its factored layers are trained in U, S, V, all else as it is.
         images: training images; a part of them is held out to choose the best state.
         options: the settings.
-        teacher: the uncompressed model in eval mode, taking images in [0, 1]; needed if `options.distill` is positive.
+        dense: the uncompressed model in eval mode, taking images in [0, 1]; what is distilled from, and what a largest
+            drop is measured against.
+        circumstances: what ranks are chosen by beside the spectra.
         on_progress: called after each step.
+        save: is given the state of the run from time to time, and when it is stopped. A run that is resumed from it
+            ends with the same bytes as one that was never interrupted.
+        resume: a state that was saved.
+        is_stopped: asked after each step.
 
     Raises:
         OptionError: if there is nobody to distil from.
-        TrainingError: if the loss becomes NaN or infinite.
-        DataError: if there are too few images for one batch.
+        TrainingError: if the loss or a gradient is not finite, or the run was stopped.
+        DataError: if there are too few images for one batch, or labels that the model does not have.
     """
     rest, held_out = split_held_out(images, fraction=options.held_out, seed=options.seed)
-    if len(rest) < 2:
+    if count_training_batches(len(rest), options.batch_size, processes=world()[1]) == 0:
         raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
-    if options.distill > 0 and teacher is None:
-        raise OptionError("distillation needs the uncompressed model", hint="pass teacher=, or distill=0")
+    if dense is None and (options.distill > 0 or options.max_drop is not None):
+        raise OptionError("distillation needs the uncompressed model", hint="pass dense=, or distill=0")
     device = next(model.parameters()).device
-    # Dropout and its like draw from the global generators: seeded for the run, and afterwards as they were before.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(options.seed)
-        return _Run(model, rest, held_out, options, teacher, on_progress).run()
+    # Dropout and its like draw from the global generators: seeded for each step, and afterwards as they were before.
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        synchronised_batch_norms(model),
+    ):
+        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress)
+        return run.run(save, resume, is_stopped)
 
 
 class _Run:
@@ -121,183 +82,223 @@ class _Run:
         model: nn.Module,
         images: ImageSet,
         held_out: ImageSet,
-        options: DlrtOptions,
-        teacher: nn.Module | None,
+        options: TrainingOptions,
+        dense: nn.Module | None,
+        circumstances: Circumstances | None,
         on_progress: Callable[[TrainingProgress], None],
     ) -> None:
-        self.model, self.images, self.held_out, self.options = model, images, held_out, options
-        self.teacher = teacher if options.distill > 0 else None
-        self.on_progress = on_progress
-        self.layers = factored_layers(model)
+        self.images, self.options, self.on_progress = images, options, on_progress
+        self.held_out_images = len(held_out)
+        self.held_out = shard_images(held_out, *world())
         self.device = next(model.parameters()).device
-        self.scale_free = _is_scale_free(model, options)
-        single = len(images) % options.batch_size == 1  # left out by iterate_batches
-        self.steps_per_epoch = math.ceil(len(images) / options.batch_size) - single
-        self.steps = options.epochs * self.steps_per_epoch
+        self.model = model.to(memory_format=torch.channels_last)
+        if dense is not None:
+            dense.to(memory_format=torch.channels_last)
+        self.dlrt = Dlrt(model, options.dlrt, circumstances=circumstances)
+        adversary = options.adversary()
+        self.objective = Objective(
+            model,
+            teacher=dense,
+            distill=options.distill,
+            temperature=options.temperature,
+            label_smoothing=options.label_smoothing,
+            adversary=adversary,
+            trades=options.trades,
+            bfloat16=options.precision == "bfloat16",
+        )
+        self.adversary = adversary
+        self.target = None
+        if options.max_drop is not None and dense is not None:
+            self.target = DropTarget(self._accuracy(dense), options.max_drop)
+        self.steps_per_epoch = count_training_batches(len(images), options.batch_size, processes=world()[1])
+        self.steps = options.count_steps(self.steps_per_epoch)
         frozen_steps = max(1, round(options.frozen_fraction * self.steps))
-        self.frozen_from = self.steps - frozen_steps if self.layers else 0
-        self.step, self.position = 0, 0
-        self.retained: dict[str, int] = {}
+        self.frozen_from = self.steps - frozen_steps
+        self.step, self.epoch, self.batch = 0, 1, 0
+        self.losses: list[float] = []
         self.log: list[EpochRecord] = []
         self.parameters = count_shipped_parameters(model)
         self.best: dict[str, Any] = {}
-        self.best_epoch, self.best_accuracy = 0, -1.0
+        self.best_epoch, self.best_score, self.waited = 0, -1.0, 0
+        self.elapsed, self.started = 0.0, time.monotonic()
 
-    def run(self) -> FineTuning:
-        model = self.model.to(memory_format=torch.channels_last)
-        if self.teacher is not None:
-            self.teacher.to(memory_format=torch.channels_last)
-        self._enforce_rank_bounds_()
-        self.optimizer = _make_optimizer(model, self.options)
-        self._evaluate(epoch=0, loss=None)
-        for epoch in range(1, self.options.epochs + 1):
-            loss = self._train_epoch(epoch)
-            self._evaluate(epoch=epoch, loss=loss)
-            self._report(epoch, loss, epoch_ended=True)
-        model.load_state_dict(self.best)
-        model.eval()
-        penalty = "scale-free" if self.scale_free else "paper"
-        return FineTuning(tuple(self.log), self.best_epoch, len(self.held_out), penalty)
+    def run(self, save: Callable[[State], None], resume: State | None, is_stopped: Callable[[], bool]) -> FineTuning:
+        if resume is None:
+            self._evaluate_(epoch=0, loss=None)
+        else:
+            self._restore_(resume)
+        saved = time.monotonic()
+        while not self._is_over():
+            for pixels, labels in self._batches():
+                self.losses.append(self._train_step_(pixels, labels))
+                self.step, self.batch = self.step + 1, self.batch + 1
+                self._report(self.losses[-1])
+                stopped = bool(total(float(is_stopped()), self.device))
+                if stopped or time.monotonic() - saved >= self.options.save_seconds:
+                    save(self.state())
+                    saved = time.monotonic()
+                if stopped:
+                    raise TrainingError(f"stopped in step {self.step} of {self.steps}", hint="--resume goes on from here")
+                if self._is_over():
+                    break
+            self._end_epoch_()
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
+        reached = self.target.reached(self.best_score) if self.target is not None else None
+        return FineTuning(tuple(self.log), self.best_epoch, self.held_out_images, penalty, reached)
 
-    def _train_epoch(self, epoch: int) -> float:
-        """Trains on every image once and returns the mean loss."""
-        self.model.train()
-        generator = torch.Generator().manual_seed(self.options.seed * 100_003 + epoch)
-        losses = []
-        shuffle_seed = self.options.seed * 100_003 + epoch
-        batches = iterate_batches(self.images, batch_size=self.options.batch_size, shuffle_seed=shuffle_seed)
-        for pixels, labels in batches:
-            pixels = random_crop_and_flip(
-                pixels, padding=self.options.crop, flip=self.options.flip, generator=generator
-            )
-            pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-            try:
-                loss = self._train_step_(pixels, labels.to(self.device))
-            # Decompositions refuse NaN, which gradients may hold under a finite loss. A LinAlgError is a RuntimeError.
-            except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-                raise self._diverged("a gradient or a core is not finite") from error
-            losses.append(loss)
-            self.step += 1
-            self._report(epoch, loss)
-        return sum(losses) / len(losses)
+    def state(self) -> State:
+        """Returns all that a later run needs to go on from here, as tensors and JSON types."""
+        return {
+            "model": self.model.state_dict(),
+            "dlrt": self.dlrt.state_dict(),
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "waited": self.waited,
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "losses": list(self.losses),
+            "log": [record.to_json() for record in self.log],
+            "fraction": None if self.target is None else self.target.fraction,
+            "elapsed": self._elapsed(),
+        }
+
+    def _restore_(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.dlrt.load_state_dict(state["dlrt"])
+        self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
+        self.waited, self.step, self.epoch, self.batch = (state[key] for key in ("waited", "step", "epoch", "batch"))
+        self.losses, self.elapsed = list(state["losses"]), state["elapsed"]
+        self.log = [EpochRecord.from_json(record) for record in state["log"]]
+        if self.target is not None and state["fraction"] is not None:
+            self.target.fraction = state["fraction"]
+            self.dlrt.ranks.policy = self.target.policy()
+        self.parameters = self.log[-1].parameters
+
+    def _batches(self) -> Any:
+        return iterate_training_batches(
+            self.images,
+            self.options.augmentation,
+            batch_size=self.options.batch_size,
+            epoch=self.epoch,
+            seed=self.options.seed,
+            workers=self.options.workers,
+            shard=world(),
+            first_batch=self.batch,
+        )
 
     def _train_step_(self, pixels: Tensor, labels: Tensor) -> float:
-        if self.step == self.frozen_from:
-            self._end_cycle_()
-        frozen = self.step >= self.frozen_from
-        if self.position == 0 and not frozen:
-            loss = self._basis_step_(pixels, labels)
-        else:
-            loss = self._coefficient_step_(pixels, labels)
-        if not frozen:
-            self.position += 1
-            if self.position > self.options.coefficient_steps:
-                self._end_cycle_()
-        return loss
-
-    def _basis_step_(self, pixels: Tensor, labels: Tensor) -> float:
-        """Takes the gradients of U and V on one batch and extends the bases by them; no weight changes."""
-        for layer in self.layers.values():
-            layer.ask_for_basis_gradients_(True)
-        loss = self._loss(pixels, labels)
-        bases = [basis for layer in self.layers.values() for basis in (layer.U, layer.V)]
-        # Only the bases: the gradients of everything else would be thrown away.
-        gradients = torch.autograd.grad(loss, bases, allow_unused=True)
-        for basis, gradient in zip(bases, gradients, strict=True):
-            basis.grad = gradient
-        for layer in self.layers.values():
-            layer.ask_for_basis_gradients_(False)
-        self.retained = {name: layer.rank for name, layer in self.layers.items()}
-        augment_(self.layers, self.optimizer)
-        return float(loss.detach())
-
-    def _coefficient_step_(self, pixels: Tensor, labels: Tensor) -> float:
-        """Takes one optimiser step on the cores and on everything dense, with the penalty in the loss."""
-        loss = self._loss(pixels, labels)
-        total = loss + self.options.beta * self._penalty() if self.options.beta > 0 and self.layers else loss
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.lr * self._lr_factor(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizer.step()
-        return float(loss.detach())
-
-    def _loss(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
-            logits = self.model(pixels)
-            if isinstance(logits, tuple):  # with auxiliary classifiers, which inference does not use
-                logits = logits[0]
-            with torch.no_grad():
-                wanted = None if self.teacher is None else self.teacher(pixels)
-        loss = F.cross_entropy(logits.float(), labels)
-        if wanted is not None:
-            loss = torch.lerp(loss, distillation_loss(logits.float(), wanted.float()), self.options.distill)
-        # Before it is used: the bases and the optimiser's state must not be made of it.
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {float(loss.detach())}")
-        return loss
-
-    def _diverged(self, what: str) -> TrainingError:
-        return TrainingError(f"{what} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
-
-    def _penalty(self) -> Tensor:
-        """Returns the sum of the conditioning penalties of the retained cores.
-
-        The rows and columns that augmentation has just added are left out: they are near zero, and punishing them
-        would push against the very truncation that follows.
-        """
-        terms = []
-        for name, layer in self.layers.items():
-            kept = self.retained.get(name, layer.rank)
-            terms.append(conditioning_penalty(layer.S[:kept, :kept], scale_free=self.scale_free))
-        return torch.stack(terms).sum()
-
-    def _end_cycle_(self) -> None:
-        """Truncates if bases are augmented; afterwards every core is diagonal and of its allowed rank."""
-        if self.position > 0:
-            truncate_(self.layers, self.optimizer, self.options)
-        self.position, self.retained = 0, {}
-        self.parameters = count_shipped_parameters(self.model)
-
-    def _enforce_rank_bounds_(self) -> None:
-        options = self.options
-        for layer in self.layers.values():
-            largest = largest_rank(layer, options)
-            if layer.rank > largest:
-                factors, _ = truncate(layer.factors(), tol=options.tol, min_rank=options.min_rank, max_rank=largest)
-                layer.set_factors_(factors)
-        self.parameters = count_shipped_parameters(self.model)
-
-    def _evaluate(self, *, epoch: int, loss: float | None) -> None:
+        """Takes one step on this process's part of a batch and returns its loss, averaged over all processes."""
+        if not self.dlrt.frozen and self._position() >= self.frozen_from:
+            self._freeze_()
+        # Of the step alone, so that a resumed run draws what an uninterrupted one does.
+        torch.manual_seed(self.options.seed * 1_000_003 + self.step * world()[1] + world()[0])
+        self.model.train()
+        for group in self.dlrt.inner.param_groups:
+            group["lr"] = self.options.dlrt.lr * self._lr_factor(self._position())
+        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
+        labels = labels.to(self.device)
+        whole = total(len(pixels), self.device) / world()[1]
+        self.dlrt.zero_grad()
+        mean = 0.0
+        parts = min(self.options.accumulate, len(pixels))
+        for number, (some, wanted) in enumerate(zip(pixels.chunk(parts), labels.chunk(parts), strict=True)):
+            loss = self.objective(some, wanted, seed=self.options.seed + self.step * parts + number)
+            # Before it is used: the bases and the optimiser's state must not be made of it.
+            if not math.isfinite(total(float(loss.detach()), self.device)):
+                raise self._diverged(f"the loss is {float(loss.detach())}", some)
+            (loss * (len(some) / whole)).backward()
+            mean += float(loss.detach()) * len(some) / whole
+        penalty = self.dlrt.penalty()
+        if penalty.requires_grad:
+            penalty.backward()
         try:
-            accuracy = measure_accuracy(self.model, self.held_out)
+            self.dlrt.step()
+        except TrainingError as error:
+            raise TrainingError(f"{error.message} in step {self.step + 1} of {self.steps}", hint=error.hint) from error
+        if self.dlrt.position == 0:
+            self.parameters = count_shipped_parameters(self.model)
+        return total(mean, self.device) / world()[1]
+
+    def _diverged(self, what: str, pixels: Tensor | None = None) -> TrainingError:
+        where = "" if pixels is None else find_not_finite(self.model, pixels)
+        return TrainingError(f"{what}{where} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
+
+    def _freeze_(self) -> None:
+        self.dlrt.freeze_()
+        self.parameters, self.waited = count_shipped_parameters(self.model), 0
+
+    def _end_epoch_(self) -> None:
+        loss = sum(self.losses) / len(self.losses)
+        if self._is_over() and not self.dlrt.frozen:
+            self._freeze_()
+        epoch = self.epoch
+        self._evaluate_(epoch=epoch, loss=loss)
+        self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
+        self._report(loss, epoch=epoch, epoch_ended=True)
+
+    def _evaluate_(self, *, epoch: int, loss: float | None) -> None:
+        try:
+            accuracy = self._accuracy(self.model)
+            robust = None if self.adversary is None else self._robust_accuracy()
         except EvaluationError as error:  # the last step of an epoch may have made the weights infinite
             raise self._diverged("the network's answers are not finite") from error
-        frozen = self.step > self.frozen_from
-        self.log.append(EpochRecord(epoch, loss, accuracy, self._ranks(), self.parameters, frozen))
+        frozen = self.dlrt.frozen and self.step > 0
+        cores = describe_cores(self.dlrt)
+        self.log.append(
+            EpochRecord(epoch, loss, accuracy, robust, self.dlrt.current_ranks(), self.parameters, frozen, cores)
+        )
+        score = accuracy if robust is None else robust
+        self.waited = 0 if score > max((r.score() for r in self.log[:-1]), default=-1.0) else self.waited + 1
         # Not >: of equals the later state is taken, it has seen more.
-        if frozen and accuracy >= self.best_accuracy:
+        if frozen and score >= self.best_score:
             self.best = copy.deepcopy(self.model.state_dict())
-            self.best_epoch, self.best_accuracy = epoch, accuracy
+            self.best_epoch, self.best_score = epoch, score
+        if self.options.patience is not None and self.waited >= self.options.patience and not self.dlrt.frozen:
+            self._freeze_()
+        if self.target is not None and not self.dlrt.frozen and epoch > 0:
+            self.dlrt.ranks.policy = self.target.after(accuracy, self.parameters / self.dlrt.ranks.whole.parameters)
 
-    def _ranks(self) -> dict[str, int]:
-        """Returns the ranks as of the last truncation: between truncations the bases are up to twice as wide."""
-        return {name: self.retained.get(name, layer.rank) for name, layer in self.layers.items()}
+    def _accuracy(self, model: nn.Module) -> float:
+        right = measure_accuracy(model, self.held_out) * len(self.held_out) if len(self.held_out) else 0.0
+        return round(total(right, self.device)) / self.held_out_images
 
-    def _lr_factor(self, step: int) -> float:
-        warm_up = max(1, round(WARM_UP * self.steps))
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self.steps - warm_up)))
+    def _robust_accuracy(self) -> float:
+        """Returns the share of right answers on perturbed held-out images: the training's own adversary, no more."""
+        assert self.adversary is not None  # asked by whoever calls
+        return self.adversary.accuracy(self.model, self.held_out, count=ROBUST_IMAGES, seed=self.options.seed)
 
-    def _report(self, epoch: int, loss: float, *, epoch_ended: bool = False) -> None:
-        ranks = list(self._ranks().values())
+    def _is_over(self) -> bool:
+        waited = self.options.patience is not None and self.dlrt.frozen and self.waited >= self.options.patience
+        return self._position() >= self.steps or (waited and self.batch == 0)
+
+    def _position(self) -> float:
+        """Returns how far the run is in steps; a time limit may be further on than the steps that were made."""
+        limit = self.options.time_limit
+        if limit is None:
+            return self.step
+        return max(self.step, self.steps * min(1.0, total(self._elapsed(), self.device) / world()[1] / limit))
+
+    def _elapsed(self) -> float:
+        return self.elapsed + time.monotonic() - self.started
+
+    def _lr_factor(self, position: float) -> float:
+        warm_up = max(1, round(self.options.warm_up * self.steps))
+        if position < warm_up:
+            return (position + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (position - warm_up) / max(1, self.steps - warm_up)))
+
+    def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
+        ranks = [rank for layer in self.dlrt.current_ranks().values() for rank in layer]
         self.on_progress(
             TrainingProgress(
                 step=self.step,
                 steps=self.steps,
-                epoch=epoch,
-                epochs=self.options.epochs,
+                epoch=epoch or self.epoch,
+                epochs=math.ceil(self.steps / self.steps_per_epoch),
                 loss=loss,
                 held_out_accuracy=self.log[-1].held_out_accuracy,
                 mean_rank=sum(ranks) / max(1, len(ranks)),
@@ -305,32 +306,3 @@ class _Run:
                 epoch_ended=epoch_ended,
             )
         )
-
-
-def distillation_loss(
-    logits: Float[Tensor, "n classes"], wanted: Float[Tensor, "n classes"], *, temperature: float = TEMPERATURE
-) -> Float[Tensor, ""]:
-    """Returns T²·KL(teacher ‖ student) of the softened distributions, averaged over the images.
-
-    Source: Hinton, Vinyals, Dean 2015 (arXiv 1503.02531), section 2; T² keeps the gradient's size independent of T.
-    """
-    student = F.log_softmax(logits / temperature, dim=1)
-    teacher = F.log_softmax(wanted / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
-def _is_scale_free(model: nn.Module, options: DlrtOptions) -> bool:
-    if options.penalty == "auto":
-        return any(word in type(module).__name__.lower() for module in model.modules() for word in NORMALIZATION)
-    return options.penalty == "scale-free"
-
-
-def _make_optimizer(model: nn.Module, options: DlrtOptions) -> torch.optim.AdamW:
-    """Returns AdamW over cores and dense parameters. The bases are not in it: decay would break their columns."""
-    bases = {id(basis) for layer in factored_layers(model).values() for basis in (layer.U, layer.V)}
-    trained = [p for p in model.parameters() if id(p) not in bases and p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr)

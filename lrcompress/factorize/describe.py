@@ -6,12 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from lrcompress.linalg import condition_number, stable_rank
+from lrcompress.linalg import condition_number, core_spectrum, stable_rank
 from lrcompress.memory import release_pages
 from lrcompress.nn import (
     LowRankLayer,
-    LowRankLinear,
-    MatrixConv,
     dense_weight,
     expose_,
     factored_layers,
@@ -53,7 +51,7 @@ def describe_layers(
                 layer.kind,
                 layer.dense_shape,
                 layer.scheme,
-                ranks=layer.ranks if layer.scheme != "matrix" else (_rank(module),),
+                ranks=module.ranks,
                 parameters=sum(factor.numel() for factor in module.parameters() if factor.ndim > 1),
                 relative_error=error,
                 sigma_max=float(sigma[0]),
@@ -71,14 +69,7 @@ def describe_layers(
 def condition_numbers(model: nn.Module) -> dict[str, float]:
     """Returns κ = σ₁/σ_r of every layer that is still in the form U S Vᵀ and whose σ_r is not zero."""
     kappas = {
-        name: condition_number(torch.linalg.svdvals(layer.S.detach().double()))
+        name: condition_number(core_spectrum(layer.S))
         for name, layer in factored_layers(model).items()
     }
     return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}
-
-
-def _rank(layer: LowRankLayer) -> int:
-    """Returns the rank of a layer in the matrix form, which fine-tuning may have changed, per group."""
-    assert isinstance(layer, LowRankLinear | MatrixConv)  # see above
-    rows = layer.reduce.weight.shape[1 if getattr(layer, "transposed", False) else 0]
-    return rows if isinstance(layer, LowRankLinear) or layer.transposed else rows // layer.groups

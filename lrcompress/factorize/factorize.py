@@ -7,22 +7,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from lrcompress.errors import OptionError
-from lrcompress.linalg import truncated_svd
 from lrcompress.memory import release_pages, trim_heap
 from lrcompress.nn import (
     LowRankLayer,
     PlainLayer,
     SplitLowRankLinear,
     expose_,
-    factored_from_dense,
-    factored_layers,
-    is_trainable,
+    factored,
     is_weight_layer,
     parents_to_expose,
     plain_layer,
     replace_module_,
+    trained_layers,
     twin,
-    weight_matrices,
 )
 from lrcompress.plan import CompressionPlan, Decomposer, LayerPlan
 
@@ -59,32 +56,34 @@ def factorize(
 
 
 def factorize_for_training(
-    model: nn.Module, plan: CompressionPlan, *, decomposer: Decomposer | None = None
+    model: nn.Module,
+    plan: CompressionPlan,
+    *,
+    decomposer: Decomposer | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
-    """Returns a copy of the model whose planned layers hold U, S and V apart, for DLRT; `fold_` makes it shippable.
+    """Returns the low-rank network of a plan in the form that DLRT trains; `fold_` makes it shippable.
 
     Args:
-        model: the dense network; nothing is shared with it.
-        plan: what is to be done, with the scheme "matrix" in every layer that DLRT trains.
-        decomposer: the one the plan was made with, for the metric of the truncation.
+        model: the dense network; nothing is shared with the result.
+        plan: what is to be done.
+        decomposer: the one the plan was made with.
+        on_progress: called with (layers done, layers in all).
 
     Raises:
         OptionError: if the plan was made for another network.
     """
-    low_rank = _exposed(copy.deepcopy(model), plan)
-    for name, layer_plan in plan.factorized().items():
-        layer = _plain(low_rank, name, layer_plan)
-        assert is_trainable(layer) and layer_plan.scheme == "matrix"  # as the policy for training plans
-        metric = decomposer.metrics.get(name) if decomposer is not None else None
-        gram = None if metric is None else metric.output_gram[0]
-        factors = truncated_svd(weight_matrices(layer)[0], layer_plan.ranks[0], output_gram=gram)
-        replace_module_(low_rank, name, factored_from_dense(layer, factors))
+    low_rank = copy.deepcopy(factorize(model, plan, decomposer=decomposer, on_progress=on_progress))
+    for name in plan.factorized():
+        layer = low_rank.get_submodule(name)
+        assert isinstance(layer, LowRankLayer)  # what factorising makes
+        replace_module_(low_rank, name, factored(layer))
     return low_rank
 
 
 def fold_(model: nn.Module) -> nn.Module:
-    """Turns every factored layer of the model into its shipped form, two plain layers, and returns the model."""
-    for name, layer in factored_layers(model).items():
+    """Turns every layer that DLRT trains into its shipped form, plain layers in a row, and returns the model."""
+    for name, layer in trained_layers(model).items():
         replace_module_(model, name, layer.fold())
     return model
 

@@ -1,21 +1,17 @@
 """Matrices only: factorisations, bases, unfoldings and the conditioning penalty. Tensors in, tensors out."""
 
-from lrcompress.linalg.conditioning import condition_number, conditioning_penalty, stable_rank
+from lrcompress.linalg.conditioning import condition_number, conditioning_penalty, core_spectrum, stable_rank
+from lrcompress.linalg.factors import Factors, multiply_core, orthonormal_factors, rotate_core
 from lrcompress.linalg.features import NestedFeatures, fit, nested_features
 from lrcompress.linalg.qr import extend_basis
 from lrcompress.linalg.svd import (
-    Factors,
     PrincipalBasis,
     damped_output_gram,
     gram,
     principal_basis,
     tail_energies,
-    truncate_core,
-    truncated_svd,
-    truncation_rank,
     two_factors,
 )
-from lrcompress.linalg.unfold import fold_kernel, unfold_kernel
 
 __all__ = [
     "Factors",
@@ -23,18 +19,17 @@ __all__ = [
     "PrincipalBasis",
     "condition_number",
     "conditioning_penalty",
+    "core_spectrum",
     "damped_output_gram",
     "extend_basis",
     "fit",
-    "fold_kernel",
     "gram",
+    "multiply_core",
     "nested_features",
+    "orthonormal_factors",
     "principal_basis",
+    "rotate_core",
     "stable_rank",
     "tail_energies",
-    "truncate_core",
-    "truncated_svd",
-    "truncation_rank",
     "two_factors",
-    "unfold_kernel",
 ]

@@ -22,12 +22,20 @@ def stable_rank(sigma: Float[Tensor, "r"]) -> float:
     return float(sigma.square().sum()) / largest**2 if largest > 0 else 0.0
 
 
-def conditioning_penalty(core: Float[Tensor, "r s"], *, scale_free: bool) -> Float[Tensor, ""]:
-    """Returns R(S) = ‖SᵀS − α²I‖_F with α² = ‖S‖_F²/r, or the scale-free R/α².
+def core_spectrum(core: Float[Tensor, "g r s p"]) -> Float[Tensor, "k"]:
+    """Returns the singular values of the core's output unfolding, r × s p, of all groups, in descending order.
+
+    In float64. Of a matrix these are its singular values.
+    """
+    return torch.linalg.svdvals(core.detach().double().flatten(2)).flatten().sort(descending=True).values
+
+
+def conditioning_penalty(core: Float[Tensor, "*g r s"], *, scale_free: bool) -> Float[Tensor, ""]:
+    """Returns R(S) = ‖SᵀS − α²I‖_F with α² = ‖S‖_F²/r, or the scale-free R/α², summed over a batch of cores.
 
     Zero exactly when all singular values are equal. R is the paper's; in front of a normalisation layer it can be
     reduced by shrinking S, which conditions nothing: R/α² cannot. The gradient at R = 0, where the norm is not
-    differentiable, is zero.
+    differentiable, is zero. Of an S that is wider than high S Sᵀ is taken, which has no zeros of its own.
 
     Args:
         core: S, differentiable; computed in float32 even under autocast.
@@ -37,14 +45,15 @@ def conditioning_penalty(core: Float[Tensor, "r s"], *, scale_free: bool) -> Flo
     """
     with torch.autocast(core.device.type, enabled=False):
         core = core.float() if core.dtype in (torch.float16, torch.bfloat16) else core
-        gram = core.T @ core
-        identity = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-        alpha_sq = gram.trace() / gram.shape[0]
-        deviation = gram - alpha_sq * identity
+        gram = core @ core.mT if core.shape[-2] < core.shape[-1] else core.mT @ core
+        size = gram.shape[-1]
+        identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
+        alpha_sq = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / size
+        deviation = gram - alpha_sq[..., None, None] * identity
         # Below this R is rounding noise of the Gram matrix, and its direction random: no gradient there.
-        floor = (8 * torch.finfo(gram.dtype).eps * gram.shape[0] ** 0.5 * alpha_sq) ** 2
-        squared = deviation.square().sum()
+        floor = (8 * torch.finfo(gram.dtype).eps * size**0.5 * alpha_sq) ** 2
+        squared = deviation.square().sum((-2, -1))
         penalty = torch.where(squared > floor, squared, 1.0).sqrt() * (squared > floor)
-        if not scale_free:
-            return penalty
-        return penalty / torch.where(alpha_sq > 0, alpha_sq, 1.0)
+        if scale_free:
+            penalty = penalty / torch.where(alpha_sq > 0, alpha_sq, 1.0)
+        return penalty.sum()

@@ -1,4 +1,4 @@
-"""Truncated singular value decompositions: of a layer's weight matrices, and of the small core during training."""
+"""Singular values and vectors of a layer's weight matrices, and what is left out when they are truncated."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,6 @@ from torch import Tensor
 BLOCKED = 512
 BLOCKS = 6
 COLUMNS = 2048
-
-
-class Factors(NamedTuple):
-    """W ≈ U S Vᵀ with orthonormal columns in U (m×r) and V (n×r) and an r×r core S, not necessarily diagonal."""
-
-    U: Float[Tensor, "m r"]
-    S: Float[Tensor, "r r"]
-    V: Float[Tensor, "n r"]
 
 
 class PrincipalBasis(NamedTuple):
@@ -81,67 +73,9 @@ def damped_output_gram(
     return sampled / torch.where(trace > 0, trace, 1.0) + damping * own / own.trace()
 
 
-def truncation_rank(sigma: Float[Tensor, "k"], tol: float) -> int:
-    """Returns the smallest r with sqrt(Σ_{i>r} σ_i²) ≤ tol·sqrt(Σ σ_i²); 0 if all singular values are zero.
-
-    Args:
-        sigma: singular values in descending order.
-        tol: the relative tolerance.
-
-    Source: Schotthöfer et al. 2025, truncation step; here `tol`, theirs τ.
-    """
-    tails = tail_energies(sigma.double().square())
-    # Not <: an all-zero matrix has tails and a bound of zero.
-    return int((tails <= tol**2 * tails[0]).nonzero()[0])
-
-
 def tail_energies(energies: Float[Tensor, "k"]) -> Float[Tensor, "k1"]:
     """Returns Σ_{i>r} of the energies for r = 0 … k, summed from the last one up, to lose nothing to rounding."""
     return torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
-
-
-def truncated_svd(
-    weight: Float[Tensor, "m n"], rank: int, *, output_gram: Float[Tensor, "m m"] | None = None
-) -> Factors:
-    """Returns the best approximation of `rank`, as float64 factors.
-
-    The basis of one side is the `principal_basis`, that of the other side comes from a QR decomposition of the
-    projected weight. Both are orthonormal to rounding, and U S Vᵀ is the exact projection of `weight` onto the
-    first basis, however small the singular values are; at full rank it is `weight` itself.
-
-    Args:
-        weight: the matrix, of any floating-point type.
-        rank: number of singular triplets to keep, in [1, min(m, n)].
-        output_gram: W C Wᵀ for inputs with second moment C, see `damped_output_gram`. The approximation is then best
-            for these inputs: it minimises ‖(W − W_r) C^{1/2}‖ and not ‖W − W_r‖.
-
-    Raises:
-        ValueError: if `rank` is out of range.
-    """
-    m, n = weight.shape
-    if not 1 <= rank <= min(m, n):
-        raise ValueError(f"rank must be in [1, {min(m, n)}] for a {m}x{n} matrix, got {rank}")
-    matrix = weight.double()
-    principal = principal_basis(weight, output_gram=output_gram)
-    leading = principal.basis[:, :rank]
-    if principal.of_outputs:
-        V, core = torch.linalg.qr(matrix.T @ leading)
-        return Factors(leading, core.T.contiguous(), V)
-    U, core = torch.linalg.qr(matrix @ leading)
-    return Factors(U, core, leading)
-
-
-def truncate_core(
-    core: Float[Tensor, "r r"], *, tol: float, min_rank: int, max_rank: int
-) -> tuple[Float[Tensor, "r s"], Float[Tensor, "s"], Float[Tensor, "r s"]]:
-    """Returns (P, σ, Q) with core ≈ P diag(σ) Qᵀ at the smallest rank within `tol`, held in [min_rank, max_rank].
-
-    Decomposes in float64: the core is small, and the ranks must not depend on rounding. Result in the core's type.
-    """
-    P, sigma, Qt = torch.linalg.svd(core.double())
-    rank = min(max(truncation_rank(sigma, tol), min_rank), max_rank, len(sigma))
-    dtype = core.dtype
-    return P[:, :rank].to(dtype), sigma[:rank].to(dtype), Qt[:rank].T.to(dtype)
 
 
 def gram(matrix: Float[Tensor, "k l"]) -> Float[Tensor, "k k"]:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+FUNCTIONS: Any = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED_FUNCTIONS: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 class SameConv2d(nn.Conv2d):
@@ -121,19 +122,22 @@ class ConvGeometry:
         common["padding"] = self.padding
         return CONVOLUTIONS[kind](in_channels, out_channels, **common)
 
-    def conv2d(self, x: Float[Tensor, "*batch i h w"], kernel: Float[Tensor, "o i kh kw"]) -> Tensor:
-        """Returns x convolved with the kernel, without a bias, for an ungrouped two-dimensional geometry."""
-        if self.padding_mode == "zeros" and not (self.padding == "same" and max(self.stride) > 1):
-            padding: Any = self.padding
-            return F.conv2d(x, kernel, None, self.stride, padding, self.dilation)
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded = F.pad(x, self._pad_widths(x.shape[-2:]), mode=mode)
-        return F.conv2d(padded, kernel, None, self.stride, 0, self.dilation)
+    def apply(self, x: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns what a layer of this geometry makes of x with a kernel of torch's layout, and a bias."""
+        axes = len(self.kernel_size)
+        if self.transposed:
+            padding, extra = self.padding, (self.output_padding, self.groups, self.dilation)
+            return TRANSPOSED_FUNCTIONS[axes - 1](x, kernel, bias, self.stride, padding, *extra)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros" or (padding == "same" and max(self.stride) > 1):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x, padding = F.pad(x, self._pad_widths(x.shape[-axes:]), mode=mode), 0
+        return FUNCTIONS[axes - 1](x, kernel, bias, self.stride, padding, self.dilation, self.groups)
 
     def _pad_widths(self, size: Sequence[int]) -> list[int]:
-        """Returns the widths (left, right, top, bottom) as `F.pad` takes them."""
+        """Returns the widths as `F.pad` takes them: before and after each axis, the last axis first."""
         if self.padding == "same":
             return same_widths(size, self.kernel_size, self.stride, self.dilation)
         if isinstance(self.padding, str):  # "valid"
-            return [0, 0, 0, 0]
-        return [self.padding[1], self.padding[1], self.padding[0], self.padding[0]]
+            return [0, 0] * len(self.kernel_size)
+        return [width for padding in reversed(self.padding) for width in (padding, padding)]

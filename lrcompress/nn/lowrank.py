@@ -25,6 +25,11 @@ class LowRankLayer(nn.Module, ABC):
     def bias(self) -> Tensor | None:
         """The bias, if there is one."""
 
+    @property
+    @abstractmethod
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks, as plans have them."""
+
 
 class LowRankLinear(LowRankLayer):
     """x ↦ expand(reduce(x)): a linear layer whose weight is `expand.weight @ reduce.weight`, of the given rank.
@@ -53,6 +58,11 @@ class LowRankLinear(LowRankLayer):
         """The bias, if there is one."""
         return self.expand.bias
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The inner width."""
+        return (self.expand.in_features,)
+
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Returns expand(reduce(x))."""
         return self.expand(self.reduce(x))
@@ -75,7 +85,7 @@ class SplitLowRankLinear(LowRankLayer):
         self, in_features: int, out_features: int, ranks: Sequence[int], *, bias: bool, **factory: Any
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.ranks = in_features, out_features, tuple(ranks)
+        self.in_features, self.out_features = in_features, out_features
         width = out_features // len(ranks)
         self.reduce = nn.Linear(in_features, sum(ranks), bias=False, **factory)
         self.expand = nn.ModuleList(nn.Linear(rank, width, bias=bias, **factory) for rank in ranks)
@@ -91,6 +101,36 @@ class SplitLowRankLinear(LowRankLayer):
         """The biases of all parts in one, if there are any."""
         biases = [expand.bias for expand in self.expand]
         return None if biases[0] is None else torch.cat(biases)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The inner width of each part."""
+        return tuple(expand.in_features for expand in self.expand)
+
+    @classmethod
+    def of(cls, parts: Sequence[LowRankLinear]) -> "SplitLowRankLinear":
+        """Returns the layer whose output is those of some layers of one input, one after the other."""
+        width, weight, bias = parts[0].in_features, parts[0].expand.weight, parts[0].bias
+        total, ranks = sum(part.out_features for part in parts), [part.ranks[0] for part in parts]
+        split = cls(width, total, ranks, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            split.reduce.weight.copy_(torch.cat([part.reduce.weight for part in parts]))
+            for expand, part in zip(split.expand, parts, strict=True):
+                expand.load_state_dict(part.expand.state_dict())
+        return split
+
+    def split(self) -> list[LowRankLinear]:
+        """Returns its parts as layers of their own: the inverse of `of`."""
+        parts = []
+        with torch.no_grad():
+            for expand, reduce in zip(self.expand, self.reduce.weight.split(self.ranks), strict=True):
+                kind = {"device": reduce.device, "dtype": reduce.dtype}
+                bias = expand.bias is not None
+                part = LowRankLinear(self.in_features, expand.out_features, len(reduce), bias=bias, **kind)
+                part.reduce.weight.copy_(reduce)
+                part.expand.load_state_dict(expand.state_dict())
+                parts.append(part)
+        return parts
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Returns expand(reduce(x)), part by part."""
@@ -148,6 +188,11 @@ class MatrixConv(LowRankConv):
         self.expand = geometry.unit().make(inner, out_channels, bias=bias, **factory)
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """The channels in between, per group."""
+        return (self.expand.in_channels // self.groups,)
+
+    @property
     def weight(self) -> Float[Tensor, "a b *kernel"]:
         """The kernel of both convolutions in one."""
         expand = self.expand.weight.flatten(1).unflatten(0, (self.groups, -1))  # group, output, rank
@@ -179,6 +224,11 @@ class SpatialConv(LowRankConv):
         first, others = range(1), range(1, len(geometry.kernel_size))
         self.reduce = geometry.along(first).make(in_channels, rank, bias=False, **factory)
         self.expand = geometry.along(others).make(rank, out_channels, bias=bias, **factory)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The channels in between."""
+        return (self.expand.in_channels,)
 
     @property
     def weight(self) -> Float[Tensor, "o i *kernel"]:
@@ -221,6 +271,12 @@ class TuckerConv(LowRankConv):
         else:
             self.core = geometry.make(input_rank, output_rank, bias=False, **factory)
             self.expand = unit.make(output_rank, out_channels, bias=bias, **factory)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """(r_O, r_I)."""
+        output_rank = self.core.out_channels if hasattr(self, "core") else self.out_channels
+        return output_rank, self.reduce.out_channels
 
     @property
     def weight(self) -> Float[Tensor, "o i *kernel"]:

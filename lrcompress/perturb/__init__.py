@@ -1,5 +1,6 @@
 """Perturbations in ℓp balls. Tensors in, tensors out."""
 
 from lrcompress.perturb.norms import Norm, perturbation_sizes
+from lrcompress.perturb.steps import ascend, project, random_start
 
-__all__ = ["Norm", "perturbation_sizes"]
+__all__ = ["Norm", "ascend", "perturbation_sizes", "project", "random_start"]

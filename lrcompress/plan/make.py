@@ -7,12 +7,11 @@ from torch import nn
 
 from lrcompress.errors import CheckpointError, OptionError
 from lrcompress.measure import count_macs, count_parameters
-from lrcompress.nn import is_trainable
 from lrcompress.plan.choices import Choices, Option
 from lrcompress.plan.decompose import Decomposer
 from lrcompress.plan.layers import Candidate, find_layers, match_layers
 from lrcompress.plan.plan import CompressionPlan, LayerPlan
-from lrcompress.plan.policy import RankPolicy, TrainingStart, WholeModel
+from lrcompress.plan.policy import RankPolicy, WholeModel
 
 
 def make_plan(
@@ -52,7 +51,7 @@ def make_plan(
     candidates = find_layers(
         model, input_size, include_first=include_first, include_classifier=include_classifier, exclude=exclude
     )
-    reasons = {one.name: one.reason or _reason_of(one, policy) for one in candidates}
+    reasons = {one.name: one.reason for one in candidates}
     free = [one for one in candidates if not reasons[one.name]]
     zero = [one.name for one in free if one.layer is not None and torch.count_nonzero(one.layer.weight) == 0]
     if zero and not allow_zero_layers:
@@ -75,14 +74,6 @@ def make_plan(
     described = policy.describe() | ({"layer_ranks": dict(layer_ranks)} if layer_ranks else {})
     layers = tuple(_plan_layer(one, options.get(one.name), reasons[one.name]) for one in candidates)
     return CompressionPlan(policy=described, layers=layers)
-
-
-def _reason_of(candidate: Candidate, policy: RankPolicy) -> str:
-    """Returns why the policy leaves a layer dense that it does not even look at."""
-    layer = candidate.layer
-    if not isinstance(policy, TrainingStart) or layer is None or is_trainable(layer):
-        return ""
-    return "fine-tuning covers linear layers and ungrouped two-dimensional convolutions in this version"
 
 
 def _given_options(

@@ -265,10 +265,10 @@ class Smallest(RankPolicy):
 
 @dataclass(frozen=True)
 class TrainingStart(Tolerance):
-    """The tolerance's ranks, but never more than what removes parameters: where fine-tuning starts.
+    """The tolerance's options where they are small enough, else the best ones that are: where fine-tuning starts.
 
-    The error of a layer that is cut to that rank exceeds the tolerance at first. Training closes the gap, so the layer
-    need not stay dense as it must without data.
+    Where no option within the tolerance removes parameters, the one of the smallest error that does is taken. Training
+    closes the gap, so the layer need not stay dense as it must without data.
 
     Args:
         tol: τ in (0, 1).
@@ -282,16 +282,12 @@ class TrainingStart(Tolerance):
         return {name: self._start(one) for name, one in choices.items()}
 
     def _start(self, choices: Choices) -> int | None:
-        ranks = choices.ranks[:, 0]
-        largest = int(ranks[choices.useful].max()) if bool(choices.useful.any()) else 1
-        within = choices.cheapest_within(self.tol, useful=False)
-        limit = min(largest, self.max_rank or largest, largest if within is None else int(ranks[within]))
-        possible = (ranks <= limit).nonzero()[:, 0]
-        return int(possible[-1]) if len(possible) else 0  # in the order of their parameters, and so of their ranks
-
-    @override
-    def scheme(self) -> str | None:
-        return "matrix"
+        small = choices.useful & (choices.ranks.amax(1) <= (self.max_rank or sys.maxsize))
+        possible = small.nonzero()[:, 0]
+        if not len(possible):
+            return None
+        within = possible[choices.squared_errors[possible] <= self.tol**2]  # in the order of their parameters
+        return int(within[0] if len(within) else possible[choices.squared_errors[possible].argmin()])
 
     @override
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""What a fine-tuning run tells: while it goes on, per epoch, and at its end."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lrcompress.dlrt.optimizer import Dlrt
+from lrcompress.linalg import condition_number, conditioning_penalty, core_spectrum
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What a progress bar shows after each step, and once more after each epoch's evaluation (`epoch_ended`)."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    loss: float
+    held_out_accuracy: float
+    mean_rank: float
+    parameters: int
+    epoch_ended: bool = False
+
+
+@dataclass(frozen=True)
+class CoreRecord:
+    """A layer's core after an epoch.
+
+    Attributes:
+        kappa: σ₁/σ_r; None if σ_r is zero.
+        sigma_max: σ₁.
+        norm: ‖S‖_F.
+        penalty: R(S), or R/α² where that is what is penalised.
+        beta: its weight in the loss.
+    """
+
+    kappa: float | None
+    sigma_max: float
+    norm: float
+    penalty: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of the training log.
+
+    Attributes:
+        epoch: counted from 1; 0 is the state before fine-tuning.
+        loss: mean training loss without the penalty, NaN-free; None for epoch 0.
+        held_out_accuracy: on the images held out from training, in [0, 1].
+        held_out_robust_accuracy: on some of them perturbed by the training's own adversary; None without one.
+        ranks: by layer.
+        parameters: of the whole model as it would be shipped.
+        frozen: whether ranks and bases were final, so that this state could be chosen.
+        cores: by layer.
+    """
+
+    epoch: int
+    loss: float | None
+    held_out_accuracy: float
+    held_out_robust_accuracy: float | None
+    ranks: Mapping[str, tuple[int, ...]]
+    parameters: int
+    frozen: bool
+    cores: Mapping[str, CoreRecord] = field(default_factory=dict)
+
+    def score(self) -> float:
+        """Returns what the best state is chosen by: the robust accuracy where there is one."""
+        return self.held_out_accuracy if self.held_out_robust_accuracy is None else self.held_out_robust_accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as JSON types."""
+        return asdict(self) | {"ranks": {name: list(ranks) for name, ranks in self.ranks.items()}}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "EpochRecord":
+        """Returns the record that `to_json` described."""
+        ranks = {name: tuple(ranks) for name, ranks in record["ranks"].items()}
+        cores = {name: CoreRecord(**core) for name, core in record["cores"].items()}
+        return cls(**{**record, "ranks": ranks, "cores": cores})
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The result of a fine-tuning run.
+
+    Attributes:
+        log: one record per epoch, the state before fine-tuning first.
+        chosen_epoch: the epoch whose state the model now has.
+        held_out_images: number of images the choice was made on.
+        penalty: "scale-free" or "paper", as resolved.
+        reached: whether the accuracy that was asked for was kept on the held-out images; None if none was.
+    """
+
+    log: tuple[EpochRecord, ...]
+    chosen_epoch: int
+    held_out_images: int
+    penalty: str
+    reached: bool | None = None
+
+
+def describe_cores(dlrt: Dlrt) -> dict[str, CoreRecord]:
+    """Returns what is logged of every core; between truncations of its augmented form."""
+    records = {}
+    for name, layer in dlrt.layers.items():
+        sigma, core = core_spectrum(layer.S), layer.S.detach()
+        kappa = condition_number(sigma)
+        scale_free = dlrt.regulariser.scale_free
+        records[name] = CoreRecord(
+            kappa=kappa if kappa < float("inf") else None,
+            sigma_max=float(sigma[0]),
+            norm=float(sigma.square().sum().sqrt()),
+            penalty=float(conditioning_penalty(core.flatten(2), scale_free=scale_free)),
+            beta=dlrt.regulariser.betas[name],
+        )
+    return records

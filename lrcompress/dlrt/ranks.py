@@ -1,0 +1,157 @@
+"""Which ranks the layers are truncated to: the policies that plan a compression go on choosing during training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lrcompress.dlrt.options import DlrtOptions
+from lrcompress.dlrt.step import possible_ranks, squared_errors
+from lrcompress.linalg import Factors
+from lrcompress.nn import FactoredLayer, factored_layers
+from lrcompress.plan import Choices, RankPolicy, WholeModel
+from lrcompress.schemes import Positions, Scheme, dense_macs, dense_parameters, find_scheme
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of a network beside its factors.
+
+    Attributes:
+        positions: how often each layer is applied to one image; without it multiply-accumulates are not looked at.
+        macs: multiply-accumulates of the dense network for one image.
+        fixed_ranks: of layers whose ranks are not chosen.
+    """
+
+    positions: Mapping[str, Positions] = field(default_factory=dict)
+    macs: int = 0
+    fixed_ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class RankControl:
+    """Chooses the ranks of all layers at once, from their spectra.
+
+    Only ranks that remove parameters, and add no multiply-accumulates, come into question. A policy that would leave
+    a layer dense, because nothing within its tolerance removes parameters or because the budget has room for all of
+    it, gives it the largest such rank.
+
+    Args:
+        model: the network with its factored layers.
+        options: the policy, and the bounds of the ranks.
+        circumstances: see there.
+    """
+
+    def __init__(self, model: nn.Module, options: DlrtOptions, circumstances: Circumstances) -> None:
+        layers = factored_layers(model)
+        self.policy: RankPolicy = options.policy
+        self.layers = {name: _LayerCosts.of(name, layer, options, circumstances) for name, layer in layers.items()}
+        others = sum(parameter.numel() for parameter in model.parameters())
+        others -= sum(layer.own_parameters() for layer in layers.values())
+        self.whole = WholeModel(others + sum(layer.dense_parameters for layer in self.layers.values()), circumstances.macs)
+
+    def choose(self, rotated: Mapping[str, Factors]) -> dict[str, tuple[int, ...]]:
+        """Returns the ranks of every layer.
+
+        Args:
+            rotated: the layers' factors in the singular vectors of their cores.
+        """
+        if not rotated:
+            return {}
+        choices = {name: self.layers[name].choices(factors, self.policy) for name, factors in rotated.items()}
+        indices = self.policy.choose(choices, self.whole)
+        return {
+            # In the order of their parameters: of options that leave nothing out the first is the smallest.
+            name: one.option(int(one.squared_errors.argmin()) if indices[name] is None else indices[name]).ranks
+            for name, one in choices.items()
+        }
+
+    def bound(self, rotated: Mapping[str, Factors]) -> dict[str, tuple[int, ...]]:
+        """Returns the largest ranks that every layer may have, whatever the policy.
+
+        Args:
+            rotated: the layers' factors in the singular vectors of their cores.
+        """
+        choices = {name: self.layers[name].choices(factors, self.policy) for name, factors in rotated.items()}
+        return {name: one.option(int(one.squared_errors.argmin())).ranks for name, one in choices.items()}
+
+
+@dataclass(frozen=True)
+class _LayerCosts:
+    """What one layer costs at any ranks."""
+
+    scheme: Scheme
+    plain: nn.Module
+    positions: Positions
+    dense_parameters: int
+    dense_macs: int
+    allowed: "_Bounds"
+
+    @classmethod
+    def of(
+        cls, name: str, layer: FactoredLayer, options: DlrtOptions, circumstances: Circumstances
+    ) -> "_LayerCosts":
+        plain = layer.plain()
+        # A part of a split layer is called with the whole.
+        whole = name.rpartition(".parts.")[0] or name
+        positions = circumstances.positions.get(whole, Positions(0, 0, 0))
+        fixed = circumstances.fixed_ranks.get(name)
+        bounds = _Bounds(options.min_rank, options.max_rank, options.round_ranks, fixed)
+        scheme = find_scheme(layer.scheme)
+        return cls(scheme, plain, positions, dense_parameters(plain), dense_macs(plain, positions), bounds)
+
+    def choices(self, rotated: Factors, policy: RankPolicy) -> Choices:
+        ranks = possible_ranks(rotated)
+        parameters = self.scheme.parameters(self.plain, ranks)
+        macs = self.scheme.macs(self.plain, ranks, self.positions)
+        useful = (parameters < self.dense_parameters) & (macs <= self.dense_macs)
+        kept = self.allowed.select(ranks, useful, parameters)
+        kept = kept[parameters[kept].sort(stable=True).indices]
+        errors = squared_errors(rotated, ranks[kept])
+        return Choices(
+            names=(self.scheme.name,),
+            schemes=torch.zeros(len(kept), dtype=torch.long),
+            ranks=ranks[kept],
+            squared_errors=errors,
+            parameters=parameters[kept],
+            macs=macs[kept],
+            useful=torch.ones(len(kept), dtype=torch.bool),
+            dense_parameters=self.dense_parameters,
+            dense_macs=self.dense_macs,
+            wanted=_nearest(ranks[kept], policy.wanted_rank()),
+        )
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Which ranks a layer may have."""
+
+    smallest: int
+    largest: int | None
+    multiple: int
+    fixed: tuple[int, ...] | None
+
+    def select(
+        self, ranks: Int[Tensor, "k modes"], useful: Tensor, parameters: Int[Tensor, "k"]
+    ) -> Int[Tensor, "j"]:
+        """Returns the indices of the allowed ranks, of the smallest one if there are none."""
+        most = ranks.amax(0)
+        if self.fixed is not None:
+            wanted = torch.tensor(self.fixed).minimum(most)
+            return (ranks == wanted).all(1).nonzero()[:, 0]
+        allowed = (ranks >= most.clamp_max(self.smallest)).all(1)
+        if self.largest is not None:
+            allowed &= (ranks <= self.largest).all(1)
+        if self.multiple > 1 and bool((most >= self.multiple).all()):
+            allowed &= (ranks % self.multiple == 0).all(1)
+        chosen = (allowed & useful).nonzero()[:, 0]
+        if len(chosen):
+            return chosen
+        chosen = allowed.nonzero()[:, 0]
+        return chosen[parameters[chosen].argmin()][None]
+
+
+def _nearest(ranks: Int[Tensor, "k modes"], wanted: int | None) -> int | None:
+    """Returns the index of the option that comes nearest to a rank in every mode."""
+    return None if wanted is None else int((ranks - wanted).abs().sum(1).argmin())

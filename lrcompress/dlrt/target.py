@@ -1,0 +1,46 @@
+"""A largest drop of accuracy as the target of a training: the budget follows what the network can bear."""
+
+from dataclasses import dataclass
+
+from lrcompress.plan import Budget
+
+SHRINK, GROW = 0.85, 1.1
+
+
+@dataclass
+class DropTarget:
+    """Drives the budget of a training after each of its epochs.
+
+    While the held-out accuracy stays within half of the drop the budget shrinks, beyond the whole of it the budget
+    grows again; the frozen phase that follows usually wins some accuracy back.
+
+    Attributes:
+        reference: held-out accuracy of the uncompressed network, in [0, 1].
+        points: the largest drop, in points.
+        fraction: of the dense network's parameters that may be kept now; None before the first epoch.
+    """
+
+    reference: float
+    points: float
+    fraction: float | None = None
+
+    def after(self, accuracy: float, kept: float) -> Budget:
+        """Returns the budget for the next epoch.
+
+        Args:
+            accuracy: on the held-out images, in [0, 1].
+            kept: share of the parameters that the network has now.
+        """
+        drop = 100 * (self.reference - accuracy)
+        now = min(self.fraction or kept, kept) if drop <= self.points else max(self.fraction or kept, kept)
+        factor = SHRINK if drop <= self.points / 2 else 1.0 if drop <= self.points else GROW
+        self.fraction = min(now * factor, 0.999)
+        return self.policy()
+
+    def policy(self) -> Budget:
+        """Returns the budget of now."""
+        return Budget(fraction=self.fraction)
+
+    def reached(self, accuracy: float) -> bool:
+        """Whether an accuracy is within the drop."""
+        return 100 * (self.reference - accuracy) <= self.points + 1e-9

@@ -1,6 +1,6 @@
 """Every classification architecture of timm and torchvision: build, plan, factorise, save, load, compare.
 
-    python benchmarks/zoo.py                  # all of them, smallest first: hours; goes on where it was stopped
+    python benchmarks/zoo.py                  # all that have not passed yet, smallest first: hours, and can be stopped
     python benchmarks/zoo.py resnet50 levit   # those whose names contain one of the words, again
     python benchmarks/zoo.py --page           # writes docs/coverage.md from the results
     python benchmarks/zoo.py --summary        # prints the committed figures and runs nothing
@@ -293,11 +293,10 @@ def append(entry: dict[str, Any]) -> None:
 
 
 def read_log() -> list[dict[str, Any]]:
-    """Returns the last entry of every architecture."""
-    if not LOG.exists():
-        return []
-    lines = [json.loads(line) for line in LOG.read_text().splitlines()]
-    return list({entry["name"]: entry for entry in lines}.values())
+    """Returns the last entry of every architecture: the log's, else that of the committed results."""
+    committed = read()["architectures"] if (FOLDER / "zoo.json").exists() else []
+    lines = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
+    return list({entry["name"]: entry for entry in committed + lines}.values())
 
 
 def collect() -> None:

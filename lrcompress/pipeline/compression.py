@@ -1,7 +1,7 @@
 """The stages from checkpoint to report."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lrcompress.artifact import (
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, LoadOptions, find_weights, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import DlrtOptions, FineTuning, fine_tune_
 from lrcompress.errors import OptionError, OutputError
@@ -37,6 +37,7 @@ from lrcompress.plan import (
     RankPolicy,
     TrainingStart,
     check_plan,
+    check_source,
     find_layers,
 )
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
@@ -50,7 +51,7 @@ class CompressOptions:
     Attributes:
         policy: chooses the ranks of a compression without fine-tuning; `MaxDrop` needs `data`.
         plan: a plan to execute instead, without fine-tuning.
-        load: how to read the checkpoint.
+        load: how to read the checkpoint; a plan brings its preprocessing, and what is given must agree with it.
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
         training: settings of DLRT, whose tolerance and largest rank choose the ranks; None does not fine-tune.
         samples: largest number of test images for the report; None takes all.
@@ -118,7 +119,7 @@ def compress(
     _check_places(source, path, options)
 
     observer.on_stage(f"reading {source}")
-    loaded = load_checkpoint(source, options.load)
+    loaded = _load(source, options)
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
     plan, decomposer = _plan(loaded, options, observer)
@@ -168,6 +169,23 @@ def compress(
     for document, content in documents.items():
         write_atomically(document, content)
     return report
+
+
+def _load(source: str, options: CompressOptions) -> LoadedModel:
+    """Returns the checkpoint's network, with the preprocessing of the plan if there is one that knows it."""
+    known = options.plan.preprocessing if options.plan is not None else None
+    if options.plan is None or known is None:
+        return load_checkpoint(source, options.load)
+    check_source(options.plan, file_sha256(find_weights(source)))  # a network of its own may not take such images
+    given = options.load.preprocessing
+    loaded = load_checkpoint(source, replace(options.load, preprocessing={**known.to_json(), **given}))
+    wanted = replace(loaded.preprocessing, origin=known.origin)
+    if wanted != known:
+        raise OptionError(
+            f"the plan was made for {known.describe()}, not for {replace(wanted, origin='given').describe()}",
+            hint="leave out --input-size, --mean and --std, which the plan brings, or make the plan again with them",
+        )
+    return replace(loaded, preprocessing=known)
 
 
 def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, Decomposer]:

@@ -159,8 +159,14 @@ def plan_loaded(
         plan = _search(loaded, policy, make, decomposer, data=data, device=device, observer=observer)
     else:
         plan = make(policy)
-    described = {**plan.policy, **layers.describe()}
-    return replace(plan, policy=described, source_sha256=loaded.source.sha256, calibration=calibration), decomposer
+    plan = replace(
+        plan,
+        policy={**plan.policy, **layers.describe()},
+        source_sha256=loaded.source.sha256,
+        calibration=calibration,
+        preprocessing=loaded.preprocessing,
+    )
+    return plan, decomposer
 
 
 def _search(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lrcompress.errors import OptionError
+from lrcompress.models import Preprocessing
 from lrcompress.schemes import SCHEMES
 
 PLAN_VERSION = 2
@@ -163,12 +164,15 @@ class CompressionPlan:
         layers: in the network's order.
         source_sha256: hash of the checkpoint it was made for, "" if it was made for a network in memory.
         calibration: the images whose activations the errors are measured with; None measures the weights alone.
+        preprocessing: what the network expects of an image; None leaves that to the checkpoint, as plans do that were
+            written before they knew.
     """
 
     policy: Mapping[str, Any]
     layers: tuple[LayerPlan, ...]
     source_sha256: str = ""
     calibration: Calibration | None = None
+    preprocessing: Preprocessing | None = None
 
     def factorized(self) -> dict[str, LayerPlan]:
         """Returns the layers that are to be factorised, by name."""
@@ -190,6 +194,7 @@ class CompressionPlan:
             "layers": layers,
             "source_sha256": self.source_sha256,
             "calibration": None if self.calibration is None else asdict(self.calibration),
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
         }
 
     @classmethod
@@ -207,6 +212,8 @@ class CompressionPlan:
         try:
             layers = tuple(map(LayerPlan.from_json, values["layers"]))
             calibration = None if values["calibration"] is None else Calibration(**values["calibration"])
-            return cls(dict(values["policy"]), layers, str(values["source_sha256"]), calibration)
+            known = values.get("preprocessing")
+            preprocessing = None if known is None else Preprocessing.from_json(known)
+            return cls(dict(values["policy"]), layers, str(values["source_sha256"]), calibration, preprocessing)
         except (KeyError, TypeError, ValueError) as error:
             raise OptionError(f"the plan is damaged: {error}", hint="make the plan again") from error

@@ -103,6 +103,48 @@ def test_an_edit_that_makes_no_sense_is_refused_and_nothing_is_written(shop, val
     assert listing(shop) == before
 
 
+NO_STATISTICS = ("--arch", "net.py:build", "--plan", "out.plan.json", "-o", "new.safetensors")
+
+
+def test_a_plan_brings_the_preprocessing_it_was_made_with(shop):
+    plan("--calibrate", "data", "--rank", "4")
+    result = run("compress", "w.pt", *NO_STATISTICS, "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)["preprocessing"]
+    assert (values["input_size"], values["mean"], values["std"]) == ([1, 6, 5], [0.5], [0.25])
+    assert values["origin"] == "assumed; input_size, mean, std from the command line"
+    compress("--plan", "out.plan.json", "-o", "same.safetensors")
+    assert (shop / "same.safetensors").read_bytes() == (shop / "new.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("option", [["--mean", "0.4"], ["--std", "1"], ["--std", "0.25", "--mean", "0"]], ids=" ".join)
+def test_a_plan_is_not_executed_with_another_normalisation(shop, option):
+    plan()
+    before = listing(shop)
+    refused = run("compress", "w.pt", *NO_STATISTICS, *option)
+    assert_refused(refused, "the plan was made for input 1×6×5, mean 0.5, std 0.25", "leave out", "--mean and --std")
+    assert listing(shop) == before
+
+
+def test_a_plan_that_does_not_know_its_preprocessing_leaves_it_to_the_command_line(shop):
+    plan()
+    values = json.loads((shop / "out.plan.json").read_text())
+    del values["preprocessing"]
+    (shop / "out.plan.json").write_text(json.dumps(values))
+    report = json.loads(compress("--plan", "out.plan.json", "-o", "n.safetensors", "--mean", "0.4", "--json").stdout)
+    assert (report["preprocessing"]["mean"], report["preprocessing"]["std"]) == ([0.4], [0.25])
+
+
+def test_a_plan_for_another_network_is_refused_for_its_checkpoint_and_not_for_its_images(shop):
+    plan()
+    (shop / "large.py").write_text(
+        "from torch import nn\n\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))"
+    )
+    torch.save({"1.weight": torch.ones(3, 12), "1.bias": torch.ones(3)}, shop / "large.pt")
+    refused = run("compress", "large.pt", "--arch", "large.py:build", "--plan", "out.plan.json", "-o", "n.safetensors")
+    assert_refused(refused, "made for another checkpoint")
+
+
 def test_a_plan_of_the_first_version_is_refused(shop):
     plan()
     values = json.loads((shop / "out.plan.json").read_text()) | {"version": 1}

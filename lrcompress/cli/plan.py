@@ -182,7 +182,7 @@ def planning_options(
         typer.Option(
             metavar="DIR",
             help="Truncate for the activations of some training images instead of for the weights alone; "
-            "takes what --data takes, and folders without classes.",
+            "takes what --data takes, and any folder of images: labels are not used.",
         ),
     ] = None,
     calibration_images: Annotated[
@@ -252,9 +252,12 @@ def plan(
     from lrcompress.artifact import check_outputs, write_atomically
     from lrcompress.checkpoint import load_checkpoint
     from lrcompress.measure import count_parameters
-    from lrcompress.pipeline import plan_loaded
+    from lrcompress.pipeline import MaxDrop, plan_loaded
 
-    if data is not None and planning.max_drop is None:
+    policy = planning.rank_policy(seed)
+    if isinstance(policy, MaxDrop):
+        policy.check_data(data)
+    elif data is not None:
         raise OptionError("a plan needs images for --max-drop only", hint="--calibrate DIR plans for their activations")
     check_device(device)
     check_outputs([output], overwrite=overwrite)
@@ -263,7 +266,7 @@ def plan(
     with follow_progress() as observer:
         made, _ = plan_loaded(
             loaded,
-            planning.rank_policy(seed),
+            policy,
             planning.layer_options(),
             calibration=planning.calibration(seed),
             data=data,

@@ -21,13 +21,13 @@ from lrcompress.artifact import (
 from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import DlrtOptions, FineTuning, fine_tune_
-from lrcompress.errors import OptionError, OutputError
+from lrcompress.errors import DataError, OptionError, OutputError
 from lrcompress.factorize import condition_numbers, describe_layers, factorize, factorize_for_training, fold_
 from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, plan_loaded
+from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, draw_calibration, plan_loaded
 from lrcompress.pipeline.search import MaxDrop
 from lrcompress.plan import (
     Calibration,
@@ -90,6 +90,8 @@ class CompressOptions:
                 "a plan brings its own calibration, schemes, ranks and dense layers",
                 hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
             )
+        if isinstance(self.policy, MaxDrop):
+            self.policy.check_data(self.data)
         if self.training is not None and self.data is None:
             raise OptionError("fine-tuning needs images", hint="--data DIR")
         schemes = {self.layers.scheme, *self.layers.layer_schemes.values()}
@@ -195,11 +197,12 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         plan = check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
         if plan.calibration is None:
             return plan, Decomposer()
-        observer.on_stage(f"calibrating with images of {plan.calibration.data}")
+        calibration, drawn = _draw_planned(loaded, plan.calibration, observer)
         planned = plan.factorized()
         candidates = find_layers(loaded.model, size, include_first=True, include_classifier=True)
         wanted = [one for one in candidates if one.name in planned]
-        return plan, Decomposer(calibrate_loaded(loaded, plan.calibration, wanted, device=options.device))
+        metrics = calibrate_loaded(loaded, calibration, wanted, device=options.device, drawn=drawn)
+        return replace(plan, calibration=calibration), Decomposer(metrics)
     policy = options.policy
     if options.training is not None:
         policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
@@ -213,6 +216,15 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         device=options.device,
         observer=observer,
     )
+
+
+def _draw_planned(loaded: LoadedModel, calibration: Calibration, observer: Observer) -> tuple[Calibration, ImageSet]:
+    try:
+        return draw_calibration(loaded, calibration, observer)
+    except DataError as error:  # the user has not named these images, the plan has
+        raise DataError(
+            f"the plan's calibration: {error.message}", hint="run it where its images are, or make the plan again"
+        ) from error
 
 
 def _check_runs(model: nn.Module, loaded: LoadedModel) -> None:

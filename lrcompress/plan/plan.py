@@ -18,8 +18,8 @@ class Calibration:
     """The images whose activations are the metric of the truncation; they need no labels.
 
     Attributes:
-        data: where they come from, as after `--data`.
-        images: how many; None takes 256, or all if there are fewer.
+        data: where they come from, as after `--calibrate`.
+        images: how many; None takes 256, or all if there are fewer. In a plan that was made, the number there were.
         seed: of their choice.
 
     Raises:

@@ -65,7 +65,8 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
             return [f"{len(errors)} layers are factorised and fine-tuned."]
         metric = ""
         if calibration := report["recipe"].get("calibration"):
-            metric = f" for the activations of images of {calibration['data']}"
+            count = f"{calibration['images']} " if calibration["images"] else ""  # older reports do not know
+            metric = f" for the activations of {count}images of {calibration['data']}"
         return [f"{len(errors)} layers are factorised{metric}; their largest relative error is {max(errors):.4f}."]
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
     return [

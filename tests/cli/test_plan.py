@@ -375,7 +375,24 @@ def test_a_calibrated_plan_names_its_images_and_compress_reads_them_again(shop):
     tensors = {name: load_file(shop / f"{name}.safetensors") for name in ("planned", "at_once", "plain")}
     assert all(torch.equal(tensors["planned"][key], value) for key, value in tensors["at_once"].items())
     assert not all(torch.equal(tensors["planned"][key], value) for key, value in tensors["plain"].items())
-    assert "for the activations of images of data" in " ".join(report["verdict"])
+    assert "for the activations of 40 images of data" in " ".join(report["verdict"])
+
+
+def test_the_number_of_calibration_images_is_told_and_recorded(shop):
+    done = plan("--rank", "8", "--calibrate", "data")
+    assert "• calibrating with 60 images of data\n• WARNING: 60 images are few to calibrate with" in done.stderr
+    values, _ = planned(shop)
+    assert values["calibration"] == {"data": "data", "images": 60, "seed": 0}
+    done = compress("--plan", "out.plan.json", "-o", "n.safetensors", "--json")
+    assert "calibrating with 60 images of data" in done.stderr
+    assert json.loads(done.stdout)["recipe"]["calibration"] == values["calibration"]
+
+
+def test_a_plan_whose_images_are_gone_names_itself_and_no_option(shop):
+    plan("--rank", "8", "--calibrate", "data")
+    (shop / "data").rename(shop / "moved")
+    refused = compress("--plan", "out.plan.json", "-o", "n.safetensors")
+    assert_refused(refused, "the plan's calibration: no data at `data`", "make the plan again")
 
 
 def test_a_calibrated_tolerance_promises_nothing_of_the_weights(shop):
@@ -391,7 +408,7 @@ def test_fine_tuning_starts_from_a_calibrated_truncation(shop):
         assert result.exit_code == 0, result.stderr
         reports[name] = json.loads(result.stdout)
     assert "calibration" not in reports["plain"]["recipe"]
-    assert reports["calibrated"]["recipe"]["calibration"] == {"data": "data", "images": None, "seed": 0}
+    assert reports["calibrated"]["recipe"]["calibration"] == {"data": "data", "images": 60, "seed": 0}
     # With hardly any learning the layers stay where they start, and the plain truncation is nearest to the weights.
     errors = {name: report["layers"][2]["relative_error"] for name, report in reports.items()}
     assert errors["plain"] < errors["calibrated"]
@@ -427,7 +444,7 @@ BAD_CALIBRATION = {
     "rank of a layer": (["--layer-rank", "3"], ["--layer-rank takes PATTERN=RANK"]),
     "rank of no layer": (["--layer-rank", "nothing=3"], ["`nothing` matches no layer"]),
     "rank too large": (["--layer-rank", "3=16"], ["`3` cannot have rank 16", "from 1 to 15"]),
-    "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`"]),
+    "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`", "--calibrate takes any folder of images"]),
     "too few": (["--calibrate", "data", "--calibration-images", "900"], ["has 60 images", "900 were asked for"]),
     "no source": (["--calibration-images", "9"], ["--calibration-images needs a source"]),
     "pattern": (["--exclude", "9"], ["`9` matches no layer"]),
@@ -455,6 +472,19 @@ def test_max_drop_keeps_the_accuracy_on_training_images_and_shows_what_it_tried(
     page = (shop / "n.report.html").read_text()
     assert all(f"{100 * one['kept']:.1f} % of the parameters: {100 * one['accuracy']:.2f} %" in page for one in tried)
     assert "within 20 points" in result.stderr
+
+
+def test_a_search_records_how_many_images_there_were(shop):
+    plan("--max-drop", "20", "--data", "data")
+    values, _ = planned(shop)
+    assert values["policy"]["images"] == 60
+
+
+def test_a_search_without_images_is_refused_before_anything_is_read(shop):
+    (shop / "w.pt").unlink()
+    for options in (["--max-drop", "1"], ["--max-drop", "1", "--data", "samples/mnist"]):
+        assert_refused(plan(*options, "--calibrate", "data"), "--max-drop needs images")
+        assert_refused(compress(*options, "--epochs", "0"), "--max-drop needs images")
 
 
 def test_plan_searches_the_same_model(shop):

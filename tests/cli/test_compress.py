@@ -24,7 +24,7 @@ def test_the_path_is_all_that_goes_to_stdout(shop):
     result = compress("--tol", "0.1", "-o", "new.safetensors")
     assert (result.exit_code, result.stdout) == (0, "new.safetensors\n")
     assert "net.py:build" in result.stderr
-    assert "1 layers are factorised" in result.stderr
+    assert "1 layer is factorised within" in result.stderr
     assert {"new.safetensors", "new.report.json", "new.report.html"} <= set(listing(shop))
 
 

@@ -474,6 +474,23 @@ def test_max_drop_keeps_the_accuracy_on_training_images_and_shows_what_it_tried(
     assert "within 20 points" in result.stderr
 
 
+def test_a_drop_that_is_larger_on_the_test_images_is_told_by_compress_and_evaluate(shop):
+    result = compress("--max-drop", "0.5", "--data", "data", "--epochs", "0", "-o", "n.safetensors", "--json")
+    report = json.loads(result.stdout)
+    models = report["evaluations"][0]["models"]
+    drop = 100 * (models["baseline"]["clean"]["accuracy"] - models["compressed"]["clean"]["accuracy"])
+    assert drop > 0.5  # the network knows nothing, and sixty images say little
+    warning = f"WARNING: {drop:.2f} points are lost on these 30 images, more than the 0.5 allowed"
+    assert warning in result.stderr
+    assert any(sentence.startswith(warning) for sentence in report["verdict"])
+    assert warning in run("evaluate", "n.safetensors", "--arch", "net.py:build", "--data", "data").stderr
+
+
+def test_a_budget_that_the_whole_network_meets_is_told_as_such(shop):
+    result = compress("--max-params", "4000", "-o", "n.safetensors")
+    assert "No layer was factorised: the whole network is within the budget." in result.stderr
+
+
 def test_a_search_records_how_many_images_there_were(shop):
     plan("--max-drop", "20", "--data", "data")
     values, _ = planned(shop)

@@ -29,7 +29,7 @@ from lrcompress.plan import (
     measure_metrics,
 )
 from lrcompress.plan.layers import match_layers
-from lrcompress.schemes import Metric, find_scheme
+from lrcompress.schemes import SCHEMES, Metric, find_scheme, schemes_for
 
 DEFAULT_CALIBRATION_IMAGES = 256
 FEW_IMAGES = 64
@@ -161,16 +161,12 @@ def plan_loaded(
         include_classifier=layers.include_classifier,
         exclude=layers.exclude,
     )
+    by_layer = _schemes_by_layer(layers.layer_schemes, find()) if layers.layer_schemes else {}
     metrics: dict[str, Metric] = {}
     if calibration is not None:
         calibration, drawn = draw_calibration(loaded, calibration, observer)
         wanted = [one for one in find() if not one.reason]
         metrics = calibrate_loaded(loaded, calibration, wanted, device=device, drawn=drawn)
-    by_layer: dict[str, str] = {}
-    if layers.layer_schemes:
-        names = [one.name for one in find() if not one.reason]
-        for pattern, scheme in layers.layer_schemes.items():
-            by_layer |= dict.fromkeys(match_layers(pattern, names), scheme)
     decomposer = Decomposer(metrics, layers.scheme, by_layer, layers.round_ranks, observer.on_layer)
     observer.on_stage("planning")
     make = functools.partial(
@@ -196,6 +192,27 @@ def plan_loaded(
         preprocessing=loaded.preprocessing,
     )
     return plan, decomposer
+
+
+def _schemes_by_layer(layer_schemes: Mapping[str, str], candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Returns the name of the scheme of each layer that a pattern matches.
+
+    Raises:
+        OptionError: if a pattern matches no layer, or its scheme fits none of those that it matches.
+    """
+    free = {one.name: one.layer for one in candidates if not one.reason}
+    dense = {one.name: one.reason for one in candidates if one.reason}
+    by_layer: dict[str, str] = {}
+    for pattern, scheme in layer_schemes.items():
+        names = match_layers(pattern, free, dense)
+        fitting = {one.name for name in names if (layer := free[name]) is not None for one in schemes_for(layer, name)}
+        if scheme not in ("auto", *fitting):
+            raise OptionError(
+                f"the scheme {scheme} fits none of the layers that `{pattern}` matches, `{names[0]}` for one",
+                hint=f"what fits there: {', '.join(name for name in SCHEMES if name in fitting)}",
+            )
+        by_layer |= dict.fromkeys(names, scheme)
+    return by_layer
 
 
 def _search(

@@ -295,6 +295,14 @@ BAD_SCHEMES = {
     "scheme of a layer": (["--layer-scheme", "3"], ["--layer-scheme takes PATTERN=SCHEME", "got `3`"]),
     "scheme of nothing": (["--layer-scheme", "=tucker2"], ["--layer-scheme takes PATTERN=SCHEME"]),
     "no such scheme": (["--layer-scheme", "3=cp"], ["no scheme named `cp`", "matrix, spatial, tucker2, split"]),
+    "scheme that fits no layer": (
+        ["--layer-scheme", "*=spatial"],
+        ["the scheme spatial fits none", "fits there: matrix"],
+    ),
+    "scheme of the first layer": (
+        ["--layer-scheme", "1=matrix"],
+        ["the first layer stays dense", "add --include-first"],
+    ),
     "scheme of no layer": (["--layer-scheme", "nothing=split"], ["`nothing` matches no layer"]),
     "no overrides": (["--overrides", "nowhere.toml"], ["no overrides in `nowhere.toml`: No such file"]),
     "overrides that are none": (["--overrides", "net.py"], ["no overrides in `net.py`"]),
@@ -443,6 +451,14 @@ def test_ranks_can_be_given_by_pattern(shop):
 BAD_CALIBRATION = {
     "rank of a layer": (["--layer-rank", "3"], ["--layer-rank takes PATTERN=RANK"]),
     "rank of no layer": (["--layer-rank", "nothing=3"], ["`nothing` matches no layer"]),
+    "rank of the classifier": (
+        ["--layer-rank", "7=1"],
+        ["`7`: the classifier stays dense", "add --include-classifier"],
+    ),
+    "rank of an excluded layer": (
+        ["--layer-rank", "3=4", "--exclude", "[3]"],
+        ["`3`: excluded by", "leave out the exclusion `[3]`"],
+    ),
     "rank too large": (["--layer-rank", "3=16"], ["`3` cannot have rank 16", "from 1 to 15"]),
     "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`", "--calibrate takes any folder of images"]),
     "too few": (["--calibrate", "data", "--calibration-images", "900"], ["has 60 images", "900 were asked for"]),

@@ -69,6 +69,21 @@ def test_a_pattern_that_matches_nothing_is_refused(loaded, field):
     assert refused.value.hint
 
 
+def test_a_scheme_that_fits_none_of_its_layers_is_refused_with_those_that_fit(loaded):
+    layers = LayerOptions(layer_schemes={"3": "matrix", "[35]": "tucker2"})
+    with pytest.raises(
+        OptionError, match=r"the scheme tucker2 fits none of the layers that `\[35\]` matches"
+    ) as refused:
+        plan_loaded(loaded, Tolerance(0.1), layers, calibration=Calibration("nowhere"))
+    assert refused.value.hint == "what fits there: matrix"
+
+
+def test_a_scheme_for_a_layer_that_stays_dense_is_refused_with_the_reason(loaded):
+    with pytest.raises(OptionError, match="`1`: the first layer stays dense") as refused:
+        plan_loaded(loaded, Tolerance(0.1), LayerOptions(layer_schemes={"1": "matrix"}))
+    assert refused.value.hint == "add --include-first"
+
+
 def test_single_layers_may_be_left_to_the_program_while_others_are_not(loaded):
     layers = LayerOptions(scheme="matrix", layer_schemes={"3": "auto"})
     assert plan_loaded(loaded, UniformRank(4), layers)[0].factorized()

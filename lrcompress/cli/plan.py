@@ -1,7 +1,7 @@
 """`lrcompress plan`, and the options that choose ranks."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -44,6 +44,7 @@ class Scheme(str, Enum):
 class PlanningOptions:
     """The options that choose ranks and layers, as they were given; None is not given."""
 
+    overrides: Path | None = None
     tol: float | None = None
     energy: float | None = None
     rank: int | None = None
@@ -61,6 +62,13 @@ class PlanningOptions:
     calibrate: str | None = None
     calibration_images: int | None = None
     allow_zero_layers: bool = False
+
+    def first_given(self) -> str:
+        """Returns the first option that was given, "" without any."""
+        names = {"layer_ranks": "layer_rank", "layer_schemes": "layer_scheme"}
+        default = PlanningOptions()
+        given = [field.name for field in fields(self) if getattr(self, field.name) != getattr(default, field.name)]
+        return f"--{names.get(given[0], given[0]).replace('_', '-')}" if given else ""
 
     def layer_options(self) -> "LayerOptions":
         """Returns which layers are factorised, and how."""
@@ -195,6 +203,7 @@ def planning_options(
     """Returns the options that choose ranks and layers."""
     given = read_overrides(overrides) if overrides is not None else Overrides()
     options = PlanningOptions(
+        overrides=overrides,
         tol=tol,
         energy=energy,
         rank=rank,

@@ -89,8 +89,8 @@ EDITS = {
     "a rank too large": ({"ranks": [16]}, ["`3` cannot have rank 16", "ranks up to about 15"]),
     "a scheme that does not fit": ({"scheme": "tucker2", "ranks": [2, 2]}, ["`3` cannot have the scheme tucker2"]),
     "no such scheme": ({"scheme": "cp"}, ["`3` has the scheme 'cp'", "known are matrix, spatial, tucker2, split"]),
-    "a text": ({"ranks": ["4"]}, ["`3` has the ranks ['4']"]),
-    "the first version's rank": ({"ranks": 4}, ["`3` has the ranks 4"]),
+    "a text": ({"ranks": ["4"]}, ["`3` has the ranks ['4']", '"ranks": [20]']),
+    "the first version's rank": ({"ranks": 4}, ["`3` has the ranks 4", '"ranks": [20]']),
 }
 
 
@@ -351,11 +351,29 @@ def test_a_bad_option_is_refused_and_nothing_is_written(shop, options, words):
     assert listing(shop) == before
 
 
-def test_options_that_a_plan_makes_idle_are_refused(shop):
+IDLE = {
+    "--tol": ["0.2"],
+    "--budget": ["0.5"],
+    "--scheme": ["matrix"],
+    "--exclude": ["3"],
+    "--layer-rank": ["3=2"],
+    "--layer-scheme": ["3=matrix"],
+    "--overrides": ["mine.toml"],
+    "--calibrate": ["data"],
+    "--include-first": [],
+    "--allow-zero-layers": [],
+}
+
+
+@pytest.mark.parametrize(("option", "values"), IDLE.items(), ids=IDLE)
+def test_an_option_that_a_plan_makes_idle_is_refused_by_name(shop, option, values):
+    (shop / "mine.toml").write_text('exclude = ["3"]')
+    refused = compress("--plan", "out.plan.json", option, *values, "-o", "n.safetensors")
+    assert_refused(refused, f"--plan and {option} exclude each other: a plan leaves nothing to plan")
+
+
+def test_a_plan_is_not_fine_tuned(shop):
     plan()
-    assert_refused(compress("--plan", "out.plan.json", "--tol", "0.2", "-o", "n.safetensors"), "leaves nothing to plan")
-    schemes = compress("--plan", "out.plan.json", "--scheme", "matrix", "-o", "n.safetensors")
-    assert_refused(schemes, "leaves nothing to plan")
     tuned = compress("--plan", "out.plan.json", "--data", "data", "--epochs", "1", "-o", "n.safetensors")
     assert_refused(tuned, "--plan has no effect on it")
 

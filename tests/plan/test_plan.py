@@ -94,6 +94,44 @@ def test_an_edited_layer_that_makes_no_sense_is_refused_by_name(values, message)
         CompressionPlan.from_json(plan)
 
 
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [({"ranks": 4}, '"ranks": [20]'), ({"ranks": ["4"]}, '"ranks": [20]'), ({"scheme": "cp"}, '"scheme": "matrix"')],
+    ids=str,
+)
+def test_the_hint_of_an_edit_can_be_pasted(values, hint):
+    plan = PLAN.to_json()
+    plan["layers"][0] |= values
+    with pytest.raises(OptionError) as refused:
+        CompressionPlan.from_json(plan)
+    assert refused.value.hint == hint
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(LayerPlan) if field.name != "name"])
+def test_a_key_that_a_layer_lacks_is_named(key):
+    plan = PLAN.to_json()
+    del plan["layers"][0][key]
+    with pytest.raises(OptionError, match=f"the plan is damaged: `stem.0` has no key `{key}`$") as refused:
+        CompressionPlan.from_json(plan)
+    assert refused.value.hint == "put it back, or make the plan again"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["layers"][1].pop("name"), "a layer has no key `name`"),
+        (lambda plan: plan.pop("layers"), "it has no key `layers`"),
+        (lambda plan: plan.update(layers=[3]), "a layer is 3, no table of keys"),
+    ],
+    ids=["name", "layers", "a number"],
+)
+def test_what_else_is_missing_is_named(change, message):
+    plan = PLAN.to_json()
+    change(plan)
+    with pytest.raises(OptionError, match=f"the plan is damaged: {message}"):
+        CompressionPlan.from_json(plan)
+
+
 @pytest.mark.parametrize("values", [[], 3, None, "plan"], ids=str)
 def test_what_is_no_plan_is_refused(values):
     with pytest.raises(OptionError, match="the plan has version None"):

@@ -282,11 +282,7 @@ def plan(
             device=device,
             observer=observer,
         )
-    print_table(
-        "plan",
-        ("layer", "kind", "weight", "scheme", "ranks", "relative error", "why dense"),
-        list(map(_row, made.layers)),
-    )
+    _print_layers(made)
     before = count_parameters(loaded.model)
     after = before - made.removed_parameters()
     stderr().print(
@@ -344,7 +340,20 @@ def _pattern_and_scheme(text: str) -> tuple[str, str]:
     return pattern, scheme.strip()
 
 
+def _print_layers(plan: "CompressionPlan") -> None:
+    """Prints what would be factorised, and which layers would stay dense for which reason."""
+    if factorised := list(map(_row, plan.factorized().values())):
+        print_table("would be factorised", ("layer", "kind", "weight", "scheme", "ranks", "error"), factorised)
+    names: dict[str, list[str]] = {}
+    for layer in plan.layers:
+        if layer.reason:
+            names.setdefault(layer.reason, []).append(layer.name)
+    if names:
+        rows = [(", ".join(listed), reason) for reason, listed in names.items()]
+        print_table("would stay dense", ("layers", "why"), rows, texts=(0, 1))
+
+
 def _row(layer: "LayerPlan") -> list[str]:
-    shape, ranks = "×".join(map(str, layer.dense_shape)), ", ".join(map(str, layer.ranks))
-    error = "" if layer.relative_error is None else f"{layer.relative_error:.4f}"
-    return [layer.name, layer.kind, shape, layer.scheme, ranks, error, layer.reason]
+    ranks, error = ", ".join(map(str, layer.ranks)), layer.relative_error
+    shape = "×".join(map(str, layer.dense_shape))
+    return [layer.name, layer.kind, shape, layer.scheme, ranks, "" if error is None else f"{error:.4f}"]

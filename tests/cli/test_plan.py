@@ -40,6 +40,20 @@ def test_a_plan_is_printed_and_written_and_nothing_else_happens(shop):
     assert "3 │ Linear │ 32×32 │ matrix │ 4 │ 0.0000" in table
 
 
+def test_the_tables_of_a_plan_fit_into_eighty_columns(cnn):
+    result = run("plan", "cnn.pt", "--arch", "cnn.py:build", *INPUT_OPTIONS, "--tol", "0.7", env={"COLUMNS": "80"})
+    tables = result.stderr[result.stderr.index("would be factorised") :].splitlines()
+    assert max(map(len, tables[:-1])) <= 80
+    assert any(line.split()[1:2] == ["4.qkv"] and "Linear │" in line and "36×12" in line for line in tables)
+    assert any("0" in line and "the first layer stays dense (--include-first)" in line for line in tables)
+
+
+def test_layers_that_stay_dense_for_the_same_reason_share_a_row(shop):
+    result = plan("--rank", "4", "--exclude", "[35]")
+    assert "would be factorised\n" not in result.stderr
+    assert "│ 3, 5   │ excluded by the pattern `[35]`" in result.stderr
+
+
 def test_json_on_stdout_is_the_plan_that_is_written(shop):
     result = plan("--budget", "0.8", "--json")
     assert json.loads(result.stdout) == json.loads((shop / "out.plan.json").read_text())

@@ -13,7 +13,7 @@ from lrcompress.checkpoint.match import describe_mismatch, match_by_order, match
 from lrcompress.checkpoint.options import LoadOptions
 from lrcompress.checkpoint.read import file_sha256, read_checkpoint, read_config
 from lrcompress.checkpoint.state import StateDict, check_finite, find_state_dict, read_preprocessing
-from lrcompress.errors import ArchitectureError, CheckpointError
+from lrcompress.errors import ArchitectureError, CheckpointError, OptionError
 from lrcompress.measure import run_without_values
 from lrcompress.models import (
     Architecture,
@@ -87,8 +87,7 @@ class LoadedModel:
         others = [name for name in source.candidates if name != self.architecture.label]
         if others:
             choice += f"; {', '.join(others)} have the same tensors: --arch chooses"
-        size = "×".join(map(str, self.preprocessing.input_size))
-        return f"{choice}; input {size}, statistics from {self.preprocessing.origin}"
+        return f"{choice}; {self.preprocessing.describe()}"
 
 
 def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedModel:
@@ -105,6 +104,7 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
         CheckpointError: if the file cannot be read or holds unusable values.
         ArchitectureError: if no architecture fits, or the named one does not.
         HubError: if weights cannot be fetched.
+        OptionError: if mean or std of the options have neither one value nor one per channel.
     """
     options = options or LoadOptions()
     file, state = _read(source, options)
@@ -117,7 +117,9 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
     preprocessing = default_preprocessing(choice.architecture, model)
     preprocessing = preprocessing.updated("the checkpoint", state.preprocessing)
     preprocessing = preprocessing.updated("the command line", options.preprocessing)
-    preprocessing = preprocessing.for_channels(_in_chans(choice, preprocessing))
+    channels = _in_chans(choice, preprocessing)
+    _check_statistics(options.preprocessing, channels)
+    preprocessing = preprocessing.for_channels(channels)
     return LoadedModel(
         model=model,
         architecture=choice.architecture,
@@ -136,6 +138,18 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
             candidates=choice.candidates,
         ),
     )
+
+
+def _check_statistics(given: Mapping[str, Any], channels: int) -> None:
+    """Raises `OptionError` for statistics of the user's that are not those of the network's channels."""
+    for name in ("mean", "std"):
+        count = len(given.get(name) or (0.0,))
+        if count not in (1, channels):
+            wanted = "one value" if channels == 1 else f"one value, or {channels}"
+            raise OptionError(
+                f"--{name} has {count} values, the network takes images of {channels} channel{'s' * (channels > 1)}",
+                hint=f"--{name} with {wanted}",
+            )
 
 
 def _check_arguments(architecture: Architecture) -> None:

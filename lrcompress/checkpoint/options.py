@@ -15,7 +15,8 @@ class LoadOptions:
         strict_arch: refuse to choose between several architectures with the same tensors.
         match_by_order: give the tensors to the architecture in their order, whatever they are called.
         weights_key: the key of the state dict inside of the file; None takes timm's order.
-        preprocessing: input size and statistics, over those that the file or the framework gives.
+        preprocessing: input size and statistics, over those that the file or the framework gives; mean and std with one
+            value, or one per channel.
     """
 
     arch: str | None = None

@@ -148,8 +148,11 @@ def compress(
 
     if data is None and samples is not None:
         raise OptionError("--samples needs images", hint="--data DIR")
-    if plan is not None and planning != PlanningOptions():
-        raise OptionError("a plan leaves nothing to plan", hint="give --plan, or options that choose ranks")
+    if plan is not None and (option := planning.first_given()):
+        raise OptionError(
+            f"--plan and {option} exclude each other: a plan leaves nothing to plan",
+            hint=f"give {option} when the plan is made, or edit the plan",
+        )
     settings = _training_settings(training, planning=planning, plan=plan, data=data, seed=seed)
     chosen = read_plan(plan) if plan is not None else None
     if planning.max_drop is not None and data is None:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -77,15 +77,20 @@ def typed_command() -> str:
     return shlex.join(["lrcompress", *sys.argv[1:]])
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table to stderr; the first column is text, the others are figures."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Collection[int] = (0,)
+) -> None:
+    """Prints a table to stderr; columns of texts wrap where the terminal is narrow, the others, figures, do not."""
     from rich.table import Table
     from rich.text import Text
 
     # Texts, so that brackets in names are not taken for markup.
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        widest = max((len(row[index]) for row in rows), default=0)
+        header = column if len(column) <= widest else column.replace(" ", "\n")
+        is_text = index in texts
+        table.add_column(Text(header), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
     for row in rows:
         table.add_row(*map(Text, row))
     stderr().print(table)

@@ -33,20 +33,21 @@ def evaluate(file: ArtifactArgument, options: "EvaluateOptions", as_json: JsonOp
 def run_evaluation(file: Path, options: "EvaluateOptions", *, as_json: bool) -> None:
     """Evaluates an artifact and its original, and prints table, doubts, and where the report lies."""
     from lrcompress.pipeline import evaluate
-    from lrcompress.report import accuracy_sentences, report_paths
+    from lrcompress.report import accuracy_sentences, drop_sentences, report_paths
 
     with follow_progress() as observer:
-        evaluation, _ = evaluate(file, options, observer=observer)
+        evaluation, report = evaluate(file, options, observer=observer)
     columns, rows = evaluation_rows(evaluation)
     print_table(f"{evaluation.images} images of {evaluation.data}: accuracy [95 % interval]", columns, rows)
-    for sentence in accuracy_sentences(evaluation.to_json()):
+    values = evaluation.to_json()
+    for sentence in (*accuracy_sentences(values), *drop_sentences(report["recipe"], values)):
         stderr().print(sentence, markup=False)
     for finding in evaluation.findings:
         stderr().print(f"{finding.severity.upper()}: {finding.message}", markup=False)
     as_json_file, as_html_file = report_paths(file)
     stderr().print(f"report: {as_html_file}", markup=False)
     if as_json:
-        print_json(evaluation.to_json())
+        print_json(values)
     else:
         typer.echo(str(as_json_file))
 

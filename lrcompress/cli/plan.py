@@ -1,7 +1,7 @@
 """`lrcompress plan`, and the options that choose ranks."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -44,6 +44,7 @@ class Scheme(str, Enum):
 class PlanningOptions:
     """The options that choose ranks and layers, as they were given; None is not given."""
 
+    overrides: Path | None = None
     tol: float | None = None
     energy: float | None = None
     rank: int | None = None
@@ -61,6 +62,13 @@ class PlanningOptions:
     calibrate: str | None = None
     calibration_images: int | None = None
     allow_zero_layers: bool = False
+
+    def first_given(self) -> str:
+        """Returns the first option that was given, "" without any."""
+        names = {"layer_ranks": "layer_rank", "layer_schemes": "layer_scheme"}
+        default = PlanningOptions()
+        given = [field.name for field in fields(self) if getattr(self, field.name) != getattr(default, field.name)]
+        return f"--{names.get(given[0], given[0]).replace('_', '-')}" if given else ""
 
     def layer_options(self) -> "LayerOptions":
         """Returns which layers are factorised, and how."""
@@ -182,7 +190,7 @@ def planning_options(
         typer.Option(
             metavar="DIR",
             help="Truncate for the activations of some training images instead of for the weights alone; "
-            "takes what --data takes, and folders without classes.",
+            "takes what --data takes, and any folder of images: labels are not used.",
         ),
     ] = None,
     calibration_images: Annotated[
@@ -195,6 +203,7 @@ def planning_options(
     """Returns the options that choose ranks and layers."""
     given = read_overrides(overrides) if overrides is not None else Overrides()
     options = PlanningOptions(
+        overrides=overrides,
         tol=tol,
         energy=energy,
         rank=rank,
@@ -252,9 +261,12 @@ def plan(
     from lrcompress.artifact import check_outputs, write_atomically
     from lrcompress.checkpoint import load_checkpoint
     from lrcompress.measure import count_parameters
-    from lrcompress.pipeline import plan_loaded
+    from lrcompress.pipeline import MaxDrop, plan_loaded
 
-    if data is not None and planning.max_drop is None:
+    policy = planning.rank_policy(seed)
+    if isinstance(policy, MaxDrop):
+        policy.check_data(data)
+    elif data is not None:
         raise OptionError("a plan needs images for --max-drop only", hint="--calibrate DIR plans for their activations")
     check_device(device)
     check_outputs([output], overwrite=overwrite)
@@ -263,18 +275,14 @@ def plan(
     with follow_progress() as observer:
         made, _ = plan_loaded(
             loaded,
-            planning.rank_policy(seed),
+            policy,
             planning.layer_options(),
             calibration=planning.calibration(seed),
             data=data,
             device=device,
             observer=observer,
         )
-    print_table(
-        "plan",
-        ("layer", "kind", "weight", "scheme", "ranks", "relative error", "why dense"),
-        list(map(_row, made.layers)),
-    )
+    _print_layers(made)
     before = count_parameters(loaded.model)
     after = before - made.removed_parameters()
     stderr().print(
@@ -332,7 +340,20 @@ def _pattern_and_scheme(text: str) -> tuple[str, str]:
     return pattern, scheme.strip()
 
 
+def _print_layers(plan: "CompressionPlan") -> None:
+    """Prints what would be factorised, and which layers would stay dense for which reason."""
+    if factorised := list(map(_row, plan.factorized().values())):
+        print_table("would be factorised", ("layer", "kind", "weight", "scheme", "ranks", "error"), factorised)
+    names: dict[str, list[str]] = {}
+    for layer in plan.layers:
+        if layer.reason:
+            names.setdefault(layer.reason, []).append(layer.name)
+    if names:
+        rows = [(", ".join(listed), reason) for reason, listed in names.items()]
+        print_table("would stay dense", ("layers", "why"), rows, texts=(0, 1))
+
+
 def _row(layer: "LayerPlan") -> list[str]:
-    shape, ranks = "×".join(map(str, layer.dense_shape)), ", ".join(map(str, layer.ranks))
-    error = "" if layer.relative_error is None else f"{layer.relative_error:.4f}"
-    return [layer.name, layer.kind, shape, layer.scheme, ranks, error, layer.reason]
+    ranks, error = ", ".join(map(str, layer.ranks)), layer.relative_error
+    shape = "×".join(map(str, layer.dense_shape))
+    return [layer.name, layer.kind, shape, layer.scheme, ranks, "" if error is None else f"{error:.4f}"]

@@ -35,7 +35,7 @@ def verify(
     checks = verify_artifact(file, arch=arch, original=original.model if original else None)
     marks = {True: "ok", False: "FAILED", None: "not made"}
     rows = [[check.name, marks[check.passed], missing if check.passed is None else check.detail] for check in checks]
-    print_table(str(file), ["check", "result", "found"], rows)
+    print_table(str(file), ["check", "result", "found"], rows, texts=(0, 2))
     failed = any(check.passed is False for check in checks)
     left_out = ", ".join(check.name for check in checks if check.passed is None)
     if as_json:

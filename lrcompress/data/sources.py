@@ -56,10 +56,11 @@ class FileImages(Dataset[tuple[Tensor, int]]):
             ) from error
 
 
-def describe_sources() -> str:
-    """Returns one line that lists what `--data` accepts, for help texts and hints."""
+def describe_sources(*, labelled: bool = True) -> str:
+    """Returns one line that lists what `--data` accepts, or an option that needs no labels, for hints."""
     samples = ", ".join(f"samples/{name}" for name in SAMPLE_SETS)
-    return f"a folder with train/ and test/ or val/ class folders, a folder of idx files, torch/…, hfds/…, {samples}"
+    folder = "a folder with train/ and test/ or val/ class folders" if labelled else "any folder of images"
+    return f"{folder}, a folder of idx files, torch/…, hfds/…, {samples}"
 
 
 def open_images(
@@ -70,6 +71,7 @@ def open_images(
     crop_pct: float = 1.0,
     interpolation: str = "bilinear",
     labelled: bool = True,
+    option: str = "--data",
 ) -> ImageSet:
     """Returns the images of one split, resized and cropped to the input of a network, in [0, 1].
 
@@ -83,6 +85,7 @@ def open_images(
         crop_pct: the part of the shorter side that the centre crop keeps, timm's `crop_pct`.
         interpolation: timm's name of the resampling filter.
         labelled: whether labels are wanted; if not, a folder's images need not lie in class folders.
+        option: where the user wrote the source, for hints.
 
     Raises:
         DataError: if there is no such source, it has no classes, or its images cannot be read.
@@ -90,10 +93,10 @@ def open_images(
     if source.startswith("samples/"):
         return _open_samples(source, _transform(input_size, crop_pct, interpolation), _mode(input_size))
     if re.match(r"(torch|hfds)/", source):
-        return _open_timm(source, split, _transform(input_size, crop_pct, interpolation), _mode(input_size))
+        return _open_timm(source, split, _transform(input_size, crop_pct, interpolation), _mode(input_size), option)
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise DataError(f"no data at `{source}`", hint=f"--data takes {describe_sources()}")
+        raise DataError(f"no data at `{source}`", hint=f"{option} takes {describe_sources(labelled=labelled)}")
     pair, other = find_idx_files(folder, split), find_idx_files(folder, "test" if split == "train" else "train")
     if pair is None and other is not None:
         raise DataError(
@@ -106,7 +109,7 @@ def open_images(
         names = tuple(str(label) for label in range(largest + 1))
         return ImageSet(dataset, names, f"{source} ({split} split)")
     transform = _transform(input_size, crop_pct, interpolation)
-    return _open_folder(folder, split, transform, _mode(input_size), labelled=labelled)
+    return _open_folder(folder, split, transform, _mode(input_size), labelled=labelled, option=option)
 
 
 def _mode(input_size: tuple[int, int, int]) -> str:
@@ -156,7 +159,7 @@ def _open_samples(source: str, transform: Callable[[Any], Tensor], mode: str) ->
 
 
 def _open_folder(
-    folder: Path, split: Split, transform: Callable[[Any], Tensor], mode: str, *, labelled: bool
+    folder: Path, split: Split, transform: Callable[[Any], Tensor], mode: str, *, labelled: bool, option: str
 ) -> ImageSet:
     place = next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), None)
     other = next((name for names in SPLIT_FOLDERS.values() for name in names if (folder / name).is_dir()), None)
@@ -165,7 +168,7 @@ def _open_folder(
             f"`{folder}` has `{other}/` but no {split} split",
             hint=f"add a folder named {' or '.join(f'`{name}/`' for name in SPLIT_FOLDERS[split])}",
         )
-    samples, names = _find_files(place or folder, labelled=labelled)
+    samples, names = _find_files(place or folder, labelled=labelled, option=option)
     training = next((folder / name for name in SPLIT_FOLDERS["train"] if (folder / name).is_dir()), None)
     if split == "test" and training is not None:
         samples, names = _number_as_in_training(samples, names, training)
@@ -176,17 +179,17 @@ def _open_folder(
     return ImageSet(FileImages(samples, transform, mode), names, description)
 
 
-def _find_files(folder: Path, *, labelled: bool = True) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+def _find_files(
+    folder: Path, *, labelled: bool = True, option: str = "--data"
+) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     from timm.data.readers.reader_image_folder import find_images_and_targets
 
     samples, classes = find_images_and_targets(str(folder))
+    hint = f"give {option} a folder with {'one subfolder of images per class' if labelled else 'images'}"
     if not samples:
-        raise DataError(f"`{folder}` has no images", hint="give a folder with one subfolder of images per class")
+        raise DataError(f"`{folder}` has no images", hint=hint)
     if labelled and "" in classes:
-        raise DataError(
-            f"`{folder}` has images outside of class folders, `{samples[0][0]}` for one",
-            hint="give a folder with one subfolder of images per class",
-        )
+        raise DataError(f"`{folder}` has images outside of class folders, `{samples[0][0]}` for one", hint=hint)
     return samples, tuple(classes)
 
 
@@ -212,7 +215,7 @@ def _keep_apart(samples: list[tuple[str, int]], split: Split) -> list[tuple[str,
     return [samples[index] for index in chosen]
 
 
-def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mode: str) -> ImageSet:
+def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mode: str, option: str) -> ImageSet:
     from timm.data.dataset_factory import create_dataset
 
     root = Path.home() / ".cache" / "lrcompress" / "data"
@@ -230,7 +233,7 @@ def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mo
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"cannot open `{source}`: {reason}",
-            hint="check the name and the connection, or give a folder with --data DIR",
+            hint=f"check the name and the connection, or give a folder with {option} DIR",
         ) from error
     dataset.transform = lambda image: transform(image.convert(mode))
     names = tuple(str(name) for name in getattr(dataset, "classes", ()))

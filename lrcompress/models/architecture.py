@@ -224,9 +224,7 @@ def default_preprocessing(architecture: Architecture, model: nn.Module) -> Prepr
         preprocessing = base.updated(f"timm's configuration of {architecture.name}", config).for_channels(channels)
         size = _image_size(architecture)
         return preprocessing if size is None else preprocessing.updated("--arch-arg", {"input_size": (channels, *size)})
-    return Preprocessing(
-        (channels, 224, 224), (0.0,) * channels, (1.0,) * channels, 1.0, "bilinear", "assumed: no normalisation"
-    )
+    return Preprocessing((channels, 224, 224), (0.0,) * channels, (1.0,) * channels, 1.0, "bilinear", "assumed")
 
 
 def _image_size(architecture: Architecture) -> tuple[int, int] | None:

@@ -27,6 +27,14 @@ class Preprocessing:
     interpolation: str
     origin: str
 
+    def describe(self) -> str:
+        """Returns size, normalisation and origin in words."""
+        size = "×".join(map(str, self.input_size))
+        statistics = f"mean {_join(self.mean)}, std {_join(self.std)}"
+        if set(self.mean) == {0.0} and set(self.std) == {1.0}:
+            statistics = "no normalisation"
+        return f"input {size}, {statistics} ({self.origin})"
+
     def to_json(self) -> dict[str, Any]:
         """Returns the values as JSON types."""
         return asdict(self) | {"input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std)}
@@ -71,3 +79,12 @@ class Preprocessing:
         if len(std) != channels:
             std = (sum(std) / len(std),) * channels
         return replace(self, input_size=(channels, *self.input_size[1:]), mean=mean, std=std)
+
+
+def _join(values: tuple[float, ...]) -> str:
+    """Returns the values in words, one for all channels where they are equal.
+
+    >>> _join((0.5, 0.5, 0.5)), _join((0.485, 0.456, 0.406))
+    ('0.5', '0.485, 0.456, 0.406')
+    """
+    return ", ".join(f"{value:.4g}" for value in (values[:1] if len(set(values)) == 1 else values))

@@ -1,7 +1,7 @@
 """The stages from checkpoint to report."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,16 @@ from lrcompress.artifact import (
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, LoadOptions, find_weights, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import DlrtOptions, FineTuning, fine_tune_
-from lrcompress.errors import OptionError, OutputError
+from lrcompress.errors import DataError, OptionError, OutputError
 from lrcompress.factorize import condition_numbers, describe_layers, factorize, factorize_for_training, fold_
 from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, plan_loaded
+from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, draw_calibration, plan_loaded
 from lrcompress.pipeline.search import MaxDrop
 from lrcompress.plan import (
     Calibration,
@@ -37,6 +37,7 @@ from lrcompress.plan import (
     RankPolicy,
     TrainingStart,
     check_plan,
+    check_source,
     find_layers,
 )
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
@@ -50,7 +51,7 @@ class CompressOptions:
     Attributes:
         policy: chooses the ranks of a compression without fine-tuning; `MaxDrop` needs `data`.
         plan: a plan to execute instead, without fine-tuning.
-        load: how to read the checkpoint.
+        load: how to read the checkpoint; a plan brings its preprocessing, and what is given must agree with it.
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
         training: settings of DLRT, whose tolerance and largest rank choose the ranks; None does not fine-tune.
         samples: largest number of test images for the report; None takes all.
@@ -89,6 +90,8 @@ class CompressOptions:
                 "a plan brings its own calibration, schemes, ranks and dense layers",
                 hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
             )
+        if isinstance(self.policy, MaxDrop):
+            self.policy.check_data(self.data)
         if self.training is not None and self.data is None:
             raise OptionError("fine-tuning needs images", hint="--data DIR")
         schemes = {self.layers.scheme, *self.layers.layer_schemes.values()}
@@ -118,7 +121,7 @@ def compress(
     _check_places(source, path, options)
 
     observer.on_stage(f"reading {source}")
-    loaded = load_checkpoint(source, options.load)
+    loaded = _load(source, options)
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
     plan, decomposer = _plan(loaded, options, observer)
@@ -170,6 +173,23 @@ def compress(
     return report
 
 
+def _load(source: str, options: CompressOptions) -> LoadedModel:
+    """Returns the checkpoint's network, with the preprocessing of the plan if there is one that knows it."""
+    known = options.plan.preprocessing if options.plan is not None else None
+    if options.plan is None or known is None:
+        return load_checkpoint(source, options.load)
+    check_source(options.plan, file_sha256(find_weights(source)))  # a network of its own may not take such images
+    given = options.load.preprocessing
+    loaded = load_checkpoint(source, replace(options.load, preprocessing={**known.to_json(), **given}))
+    wanted = replace(loaded.preprocessing, origin=known.origin)
+    if wanted != known:
+        raise OptionError(
+            f"the plan was made for {known.describe()}, not for {replace(wanted, origin='given').describe()}",
+            hint="leave out --input-size, --mean and --std, which the plan brings, or make the plan again with them",
+        )
+    return replace(loaded, preprocessing=known)
+
+
 def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, Decomposer]:
     """Returns the plan that was given, once it is known to fit, or makes one; and the decomposer of its layers."""
     if options.plan is not None:
@@ -177,11 +197,12 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         plan = check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
         if plan.calibration is None:
             return plan, Decomposer()
-        observer.on_stage(f"calibrating with images of {plan.calibration.data}")
+        calibration, drawn = _draw_planned(loaded, plan.calibration, observer)
         planned = plan.factorized()
         candidates = find_layers(loaded.model, size, include_first=True, include_classifier=True)
         wanted = [one for one in candidates if one.name in planned]
-        return plan, Decomposer(calibrate_loaded(loaded, plan.calibration, wanted, device=options.device))
+        metrics = calibrate_loaded(loaded, calibration, wanted, device=options.device, drawn=drawn)
+        return replace(plan, calibration=calibration), Decomposer(metrics)
     policy = options.policy
     if options.training is not None:
         policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
@@ -195,6 +216,15 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         device=options.device,
         observer=observer,
     )
+
+
+def _draw_planned(loaded: LoadedModel, calibration: Calibration, observer: Observer) -> tuple[Calibration, ImageSet]:
+    try:
+        return draw_calibration(loaded, calibration, observer)
+    except DataError as error:  # the user has not named these images, the plan has
+        raise DataError(
+            f"the plan's calibration: {error.message}", hint="run it where its images are, or make the plan again"
+        ) from error
 
 
 def _check_runs(model: nn.Module, loaded: LoadedModel) -> None:

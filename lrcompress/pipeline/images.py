@@ -5,14 +5,17 @@ from lrcompress.errors import DataError, OptionError
 from lrcompress.models import Preprocessing
 
 
-def open_for(preprocessing: Preprocessing, num_classes: int | None, source: str, split: str) -> ImageSet:
+def open_for(
+    preprocessing: Preprocessing, num_classes: int | None, source: str, split: str, *, option: str = "--data"
+) -> ImageSet:
     """Returns the images of a source as a network takes them.
 
     Args:
         preprocessing: of the network.
         num_classes: of the network; None if labels do not matter.
-        source: what the user wrote after `--data`.
+        source: what the user wrote after the option.
         split: "train" or "test".
+        option: which one, for hints.
 
     Raises:
         DataError: if there are no such images, or the number of classes does not fit the network.
@@ -26,6 +29,7 @@ def open_for(preprocessing: Preprocessing, num_classes: int | None, source: str,
         crop_pct=preprocessing.crop_pct,
         interpolation=preprocessing.interpolation,
         labelled=num_classes is not None,
+        option=option,
     )
     if num_classes is not None and images.class_names and len(images.class_names) != num_classes:
         raise DataError(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lrcompress.checkpoint import LoadedModel
-from lrcompress.data import iterate_batches, random_subset
+from lrcompress.data import ImageSet, iterate_batches, random_subset
 from lrcompress.errors import DataError, OptionError
 from lrcompress.factorize import factorize
 from lrcompress.measure import count_parameters, measure_accuracy
@@ -29,9 +29,10 @@ from lrcompress.plan import (
     measure_metrics,
 )
 from lrcompress.plan.layers import match_layers
-from lrcompress.schemes import Metric, find_scheme
+from lrcompress.schemes import SCHEMES, Metric, find_scheme, schemes_for
 
 DEFAULT_CALIBRATION_IMAGES = 256
+FEW_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -79,26 +80,52 @@ class LayerOptions:
         return {key: value for key, value in given.items() if value is not None}
 
 
-def calibrate_loaded(
-    loaded: LoadedModel, calibration: Calibration, candidates: Sequence[Candidate], *, device: str = "cpu"
-) -> dict[str, Metric]:
-    """Returns the metric of the truncation of each layer, from images of the training split.
+def draw_calibration(loaded: LoadedModel, calibration: Calibration, observer: Observer) -> tuple[Calibration, ImageSet]:
+    """Returns the calibration with the number of its images, and the images, drawn from the training split.
 
     Raises:
-        DataError: if the images cannot be read, or there are fewer than were asked for.
+        DataError: if the images cannot be found, or there are fewer than were asked for.
     """
-    images = open_for(loaded.preprocessing, None, calibration.data, "train")
+    images = open_for(loaded.preprocessing, None, calibration.data, "train", option="--calibrate")
     if calibration.images is not None and calibration.images > len(images):
         raise DataError(
             f"`{calibration.data}` has {len(images)} images to calibrate with, {calibration.images} were asked for",
             hint=f"--calibration-images {len(images)}",
         )
-    chosen = random_subset(images, calibration.images or DEFAULT_CALIBRATION_IMAGES, seed=calibration.seed)
+    drawn = random_subset(images, calibration.images or DEFAULT_CALIBRATION_IMAGES, seed=calibration.seed)
+    observer.on_stage(f"calibrating with {len(drawn)} images of {calibration.data}")
+    if len(drawn) < FEW_IMAGES:
+        observer.on_stage(f"WARNING: {len(drawn)} images are few to calibrate with; some hundred are better")
+    return replace(calibration, images=len(drawn)), drawn
+
+
+def calibrate_loaded(
+    loaded: LoadedModel,
+    calibration: Calibration,
+    candidates: Sequence[Candidate],
+    *,
+    device: str = "cpu",
+    drawn: ImageSet | None = None,
+) -> dict[str, Metric]:
+    """Returns the metric of the truncation of each layer, from images of the training split.
+
+    Args:
+        loaded: the network.
+        calibration: which images.
+        candidates: the layers.
+        device: where to compute.
+        drawn: the images, where they have been drawn already.
+
+    Raises:
+        DataError: if the images cannot be read, or there are fewer than were asked for.
+    """
+    if drawn is None:
+        _, drawn = draw_calibration(loaded, calibration, Observer())
     exposed = expose_(twin(loaded.model))
     pixel_model = PixelModel(exposed, loaded.preprocessing).to(device)
-    batches = (pixels.to(device) for pixels, _ in iterate_batches(chosen, batch_size=32))
+    batches = (pixels.to(device) for pixels, _ in iterate_batches(drawn, batch_size=32))
     wanted = {candidate.name: candidate for candidate in candidates}
-    metrics = measure_metrics(exposed, wanted, batches, images=len(chosen), network=pixel_model)
+    metrics = measure_metrics(exposed, wanted, batches, images=len(drawn), network=pixel_model)
     loaded.model.to("cpu")
     return metrics
 
@@ -119,6 +146,7 @@ def plan_loaded(
     training images of `data`.
     """
     observer, layers = observer or Observer(), layers or LayerOptions()
+    searched = policy.check_data(data) if isinstance(policy, MaxDrop) else ""
     given = [*layers.layer_ranks.values(), *([policy.rank] if isinstance(policy, UniformRank) else [])]
     if odd := [rank for rank in given if rank % layers.round_ranks]:
         raise OptionError(
@@ -133,15 +161,12 @@ def plan_loaded(
         include_classifier=layers.include_classifier,
         exclude=layers.exclude,
     )
+    by_layer = _schemes_by_layer(layers.layer_schemes, find()) if layers.layer_schemes else {}
     metrics: dict[str, Metric] = {}
     if calibration is not None:
-        observer.on_stage(f"calibrating with images of {calibration.data}")
-        metrics = calibrate_loaded(loaded, calibration, [one for one in find() if not one.reason], device=device)
-    by_layer: dict[str, str] = {}
-    if layers.layer_schemes:
-        names = [one.name for one in find() if not one.reason]
-        for pattern, scheme in layers.layer_schemes.items():
-            by_layer |= dict.fromkeys(match_layers(pattern, names), scheme)
+        calibration, drawn = draw_calibration(loaded, calibration, observer)
+        wanted = [one for one in find() if not one.reason]
+        metrics = calibrate_loaded(loaded, calibration, wanted, device=device, drawn=drawn)
     decomposer = Decomposer(metrics, layers.scheme, by_layer, layers.round_ranks, observer.on_layer)
     observer.on_stage("planning")
     make = functools.partial(
@@ -156,11 +181,38 @@ def plan_loaded(
         decomposer=decomposer,
     )
     if isinstance(policy, MaxDrop):
-        plan = _search(loaded, policy, make, decomposer, data=data, device=device, observer=observer)
+        plan = _search(loaded, policy, make, decomposer, data=searched, device=device, observer=observer)
     else:
         plan = make(policy)
-    described = {**plan.policy, **layers.describe()}
-    return replace(plan, policy=described, source_sha256=loaded.source.sha256, calibration=calibration), decomposer
+    plan = replace(
+        plan,
+        policy={**plan.policy, **layers.describe()},
+        source_sha256=loaded.source.sha256,
+        calibration=calibration,
+        preprocessing=loaded.preprocessing,
+    )
+    return plan, decomposer
+
+
+def _schemes_by_layer(layer_schemes: Mapping[str, str], candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Returns the name of the scheme of each layer that a pattern matches.
+
+    Raises:
+        OptionError: if a pattern matches no layer, or its scheme fits none of those that it matches.
+    """
+    free = {one.name: one.layer for one in candidates if not one.reason}
+    dense = {one.name: one.reason for one in candidates if one.reason}
+    by_layer: dict[str, str] = {}
+    for pattern, scheme in layer_schemes.items():
+        names = match_layers(pattern, free, dense)
+        fitting = {one.name for name in names if (layer := free[name]) is not None for one in schemes_for(layer, name)}
+        if scheme not in ("auto", *fitting):
+            raise OptionError(
+                f"the scheme {scheme} fits none of the layers that `{pattern}` matches, `{names[0]}` for one",
+                hint=f"what fits there: {', '.join(name for name in SCHEMES if name in fitting)}",
+            )
+        by_layer |= dict.fromkeys(names, scheme)
+    return by_layer
 
 
 def _search(
@@ -169,15 +221,10 @@ def _search(
     make: Callable[[RankPolicy], CompressionPlan],
     decomposer: Decomposer,
     *,
-    data: str | None,
+    data: str,
     device: str,
     observer: Observer,
 ) -> CompressionPlan:
-    if data is None or data.startswith("samples/"):
-        raise OptionError(
-            "--max-drop needs images to measure accuracy on" + (f", `{data}` has too few" if data else ""),
-            hint="--data DIR",
-        )
     images = open_for(loaded.preprocessing, loaded.num_classes, data, "train")
     images = random_subset(images, target.images, seed=target.seed)
 
@@ -197,7 +244,7 @@ def _search(
         f"on {len(images):,} training images"
     )
     return search_budget(
-        target,
+        replace(target, images=len(images)),
         parameters=count_parameters(loaded.model),
         dense_accuracy=dense_accuracy,
         make=make,

@@ -17,7 +17,8 @@ class MaxDrop:
 
     Attributes:
         points: the largest loss of clean accuracy in percentage points, in (0, 100).
-        images: how many images it is measured on, of the training split: the test split is for the report.
+        images: how many images it is measured on, of the training split, or all if there are fewer: the test split is
+            for the report.
         seed: of their choice.
 
     Raises:
@@ -34,6 +35,19 @@ class MaxDrop:
                 f"--max-drop must lie strictly between 0 and 100 points, got {self.points}",
                 hint="--max-drop 0.5 allows 93.0 % to become 92.5 %",
             )
+
+    def check_data(self, data: str | None) -> str:
+        """Returns the source of the images.
+
+        Raises:
+            OptionError: if there is none, or one that has too few.
+        """
+        if data is None or data.startswith("samples/"):
+            raise OptionError(
+                "--max-drop needs images to measure accuracy on" + (f", `{data}` has too few" if data else ""),
+                hint="--data DIR",
+            )
+        return data
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,7 @@ def search_budget(
     evenly with the budget: what is promised is the accuracy that was measured, not that nothing smaller would do.
 
     Args:
-        target: what is asked for.
+        target: what is asked for, with the number of images that there are.
         parameters: of the dense network.
         dense_accuracy: of the dense network on the same images, in [0, 1].
         make: from a policy to a plan.

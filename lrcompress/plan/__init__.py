@@ -1,7 +1,7 @@
 """Stage 2: a dense model becomes a `CompressionPlan`, the stages' common language."""
 
 from lrcompress.plan.calibrate import measure_metrics
-from lrcompress.plan.check import check_plan
+from lrcompress.plan.check import check_plan, check_source
 from lrcompress.plan.choices import Choices, Option
 from lrcompress.plan.decompose import Decomposer
 from lrcompress.plan.layers import Candidate, find_layers
@@ -38,6 +38,7 @@ __all__ = [
     "UniformRank",
     "WholeModel",
     "check_plan",
+    "check_source",
     "find_layers",
     "make_plan",
     "measure_metrics",

@@ -25,10 +25,7 @@ def check_plan(
     Raises:
         OptionError: if it does not fit, with the layer and what is possible there.
     """
-    if plan.source_sha256 != sha256:
-        raise OptionError(
-            "the plan was made for another checkpoint: its SHA-256 differs", hint="make the plan again for this one"
-        )
+    check_source(plan, sha256)
     candidates = {
         candidate.name: candidate
         for candidate in find_layers(model, input_size, include_first=True, include_classifier=True)
@@ -40,6 +37,14 @@ def check_plan(
             hint="keep every layer of the plan; edit its scheme and ranks only",
         )
     return replace(plan, layers=tuple(_check_layer(layer, candidates[layer.name]) for layer in plan.layers))
+
+
+def check_source(plan: CompressionPlan, sha256: str) -> None:
+    """Raises `OptionError` if a plan was made for another checkpoint than that of this hash."""
+    if plan.source_sha256 != sha256:
+        raise OptionError(
+            "the plan was made for another checkpoint: its SHA-256 differs", hint="make the plan again for this one"
+        )
 
 
 def _check_layer(layer: LayerPlan, candidate: Candidate) -> LayerPlan:

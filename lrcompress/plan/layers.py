@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,8 @@ from lrcompress.errors import OptionError
 from lrcompress.measure import run_without_values
 from lrcompress.nn import PlainLayer, expose_, is_depthwise, is_weight_layer, plain_layer, twin
 from lrcompress.schemes import Call
+
+EXCLUDED = "excluded by the pattern "
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def find_layers(
         fixed[next(iter(calls))] = "the first layer stays dense (--include-first)"
     fixed |= _excluded(exclude, [name for name, module in exposed.named_modules() if is_weight_layer(module)])
     sharers = _names_by_weight(exposed)
+    originals = dict(model.named_modules())
     found = []
     for name, module in exposed.named_modules():
         layer = plain_layer(module) if is_weight_layer(module) else None
@@ -83,7 +86,9 @@ def find_layers(
         for key, parameter in own.items():
             if parameter.ndim < 2:
                 continue
-            kind, shape = type(module).__name__, tuple(parameter.shape)
+            # A stand-in is told by what it stands in for; of the layers within some are its own.
+            told = module if is_weight_layer(module) else originals.get(name, module)
+            kind, shape = type(told).__name__, tuple(parameter.shape)
             if key == "weight":
                 others = [other for other in sharers[id(parameter)] if other != name]
                 reason = _structural_reason(name, module, layer, name in calls, others) or fixed.get(name, "")
@@ -96,13 +101,24 @@ def find_layers(
     return found
 
 
-def match_layers(pattern: str, names: Collection[str]) -> list[str]:
+def match_layers(pattern: str, names: Collection[str], dense: Mapping[str, str] | None = None) -> list[str]:
     """Returns the names that a pattern matches, as a shell would.
+
+    Args:
+        pattern: what the user wrote.
+        names: to choose from.
+        dense: why other layers stay dense, by name, for the error.
 
     Raises:
         OptionError: if there are none.
     """
     matched = fnmatch.filter(names, pattern)
+    if not matched and (others := fnmatch.filter(dense or (), pattern)):
+        reason = (dense or {})[others[0]]
+        raise OptionError(
+            f"the pattern `{pattern}` matches no layer that could be factorised: `{others[0]}`: {reason}",
+            hint=_way_out(reason),
+        )
     if not matched:
         near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.0))
         raise OptionError(
@@ -114,11 +130,19 @@ def match_layers(pattern: str, names: Collection[str]) -> list[str]:
     return matched
 
 
+def _way_out(reason: str) -> str:
+    """Returns how a layer that stays dense for a reason could be factorised after all."""
+    for option in ("--include-first", "--include-classifier"):
+        if option in reason:
+            return f"add {option}"
+    if reason.startswith(EXCLUDED):
+        return f"leave out the exclusion {reason.removeprefix(EXCLUDED)}"
+    return "leave the layer out; `lrcompress plan` lists all layers, and why they stay dense"
+
+
 def _excluded(patterns: Sequence[str], names: list[str]) -> dict[str, str]:
     """Returns a reason for every name that a pattern matches."""
-    return {
-        name: f"excluded by the pattern `{pattern}`" for pattern in patterns for name in match_layers(pattern, names)
-    }
+    return {name: f"{EXCLUDED}`{pattern}`" for pattern in patterns for name in match_layers(pattern, names)}
 
 
 def _structural_reason(

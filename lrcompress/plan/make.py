@@ -56,15 +56,17 @@ def make_plan(
     zero = [one.name for one in free if one.layer is not None and torch.count_nonzero(one.layer.weight) == 0]
     if zero and not allow_zero_layers:
         raise CheckpointError(
-            f"all weights of `{min(zero)}` are zero" + (f", and of {len(zero) - 1} more layers" * (len(zero) > 1)),
+            f"all weights of `{min(zero)}` are zero" + _and_more(len(zero) - 1),
             hint="check the checkpoint; --allow-zero-layers keeps such layers as they are",
         )
     reasons |= dict.fromkeys(zero, "all its weights are zero")
     free = [one for one in free if one.name not in zero]
-    given = _given_options(layer_ranks or {}, free, decomposer, policy.scheme())
+    dense = {name: reason for name, reason in reasons.items() if reason}
+    given = _given_options(layer_ranks or {}, free, dense, decomposer, policy.scheme())
     others = [one for one in free if one.name not in given]
     choices = decomposer.choices(others, wanted_rank=policy.wanted_rank(), scheme=policy.scheme())
-    chosen = policy.choose(choices, _measure(model, given, count_macs(model, input_size) if policy.needs_macs() else 0))
+    macs = count_macs(model, input_size) if policy.needs_macs() else 0
+    chosen = policy.choose(choices, _measure(model, given, macs, decomposer.round_ranks))
     options: dict[str, Option] = {name: option for name, (option, _) in given.items()}
     for name, index in chosen.items():
         if index is not None and (bool(choices[name].useful[index]) or policy.may_enlarge()):
@@ -76,13 +78,21 @@ def make_plan(
     return CompressionPlan(policy=described, layers=layers)
 
 
+def _and_more(count: int) -> str:
+    return f", and of {count} more layer{'s' * (count > 1)}" * (count > 0)
+
+
 def _given_options(
-    layer_ranks: Mapping[str, int], candidates: Sequence[Candidate], decomposer: Decomposer, scheme: str | None
+    layer_ranks: Mapping[str, int],
+    candidates: Sequence[Candidate],
+    dense: Mapping[str, str],
+    decomposer: Decomposer,
+    scheme: str | None,
 ) -> dict[str, tuple[Option, Choices]]:
     """Returns the option of each layer that a pattern matches, and the options it is one of."""
     ranks: dict[str, int] = {}
     for pattern, rank in layer_ranks.items():
-        ranks |= dict.fromkeys(match_layers(pattern, [one.name for one in candidates]), rank)
+        ranks |= dict.fromkeys(match_layers(pattern, [one.name for one in candidates], dense), rank)
     found: dict[str, tuple[Option, Choices]] = {}
     for candidate in candidates:
         if candidate.name not in ranks:
@@ -99,12 +109,14 @@ def _given_options(
     return found
 
 
-def _measure(model: nn.Module, given: Mapping[str, tuple[Option, Choices]], macs: int) -> WholeModel:
+def _measure(model: nn.Module, given: Mapping[str, tuple[Option, Choices]], macs: int, round_ranks: int) -> WholeModel:
+    constraints = {"a smaller --round-ranks": round_ranks > 1, "a smaller or no --layer-rank": bool(given)}
     return WholeModel(
         count_parameters(model),
         macs,
         saved_parameters=sum(choices.dense_parameters - option.parameters for option, choices in given.values()),
         saved_macs=sum(choices.dense_macs - option.macs for option, choices in given.values()),
+        constraints=tuple(words for words, holds in constraints.items() if holds),
     )
 
 

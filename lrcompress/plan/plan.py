@@ -1,11 +1,12 @@
 """`CompressionPlan`: what is to be done with each layer, and why. Frozen, and the same after a trip through JSON."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lrcompress.errors import OptionError
+from lrcompress.models import Preprocessing
 from lrcompress.schemes import SCHEMES
 
 PLAN_VERSION = 2
@@ -17,8 +18,8 @@ class Calibration:
     """The images whose activations are the metric of the truncation; they need no labels.
 
     Attributes:
-        data: where they come from, as after `--data`.
-        images: how many; None takes 256, or all if there are fewer.
+        data: where they come from, as after `--calibrate`.
+        images: how many; None takes 256, or all if there are fewer. In a plan that was made, the number there were.
         seed: of their choice.
 
     Raises:
@@ -71,20 +72,27 @@ class LayerPlan:
         return asdict(self) | {"dense_shape": list(self.dense_shape), "ranks": list(self.ranks)}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "LayerPlan":
+    def from_json(cls, values: Any) -> "LayerPlan":
         """Returns the layer that a plan's JSON describes, which may have been edited.
 
         Raises:
-            KeyError, TypeError, ValueError: if a value is missing, of another type, or unknown.
+            OptionError: if a value is missing, of another type, or unknown.
+            TypeError, ValueError: if a value that is not to be edited has another type.
         """
-        name, scheme, ranks = (values[key] for key in ("name", "scheme", "ranks"))
+        _check_keys(values, ("name",), "a layer")
+        name = str(values["name"])
+        _check_keys(values, LAYER_KEYS, f"`{name}`")
+        scheme, ranks = values["scheme"], values["ranks"]
         if scheme != DENSE and scheme not in SCHEMES:
-            raise ValueError(f"`{name}` has the scheme {scheme!r}, known are {', '.join((*SCHEMES, DENSE))}")
+            known = ", ".join((*SCHEMES, DENSE))
+            raise OptionError(f"`{name}` has the scheme {scheme!r}, known are {known}", hint='"scheme": "matrix"')
         if not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):  # True is an int too
-            raise TypeError(f"`{name}` has the ranks {ranks!r}, which is no list of whole numbers")
+            raise OptionError(
+                f"`{name}` has the ranks {ranks!r}, which is no list of whole numbers", hint='"ranks": [20]'
+            )
         error = values["relative_error"]
         return cls(
-            name=str(name),
+            name=name,
             kind=str(values["kind"]),
             dense_shape=tuple(map(int, values["dense_shape"])),
             scheme=scheme,
@@ -94,6 +102,9 @@ class LayerPlan:
             dense_parameters=values["dense_parameters"],
             reason=str(values["reason"]),
         )
+
+
+LAYER_KEYS = tuple(field.name for field in fields(LayerPlan))
 
 
 @dataclass(frozen=True)
@@ -163,12 +174,15 @@ class CompressionPlan:
         layers: in the network's order.
         source_sha256: hash of the checkpoint it was made for, "" if it was made for a network in memory.
         calibration: the images whose activations the errors are measured with; None measures the weights alone.
+        preprocessing: what the network expects of an image; None leaves that to the checkpoint, as plans do that were
+            written before they knew.
     """
 
     policy: Mapping[str, Any]
     layers: tuple[LayerPlan, ...]
     source_sha256: str = ""
     calibration: Calibration | None = None
+    preprocessing: Preprocessing | None = None
 
     def factorized(self) -> dict[str, LayerPlan]:
         """Returns the layers that are to be factorised, by name."""
@@ -190,6 +204,7 @@ class CompressionPlan:
             "layers": layers,
             "source_sha256": self.source_sha256,
             "calibration": None if self.calibration is None else asdict(self.calibration),
+            "preprocessing": None if self.preprocessing is None else self.preprocessing.to_json(),
         }
 
     @classmethod
@@ -205,8 +220,22 @@ class CompressionPlan:
                 f"the plan has version {version}, this program reads {PLAN_VERSION}", hint="make the plan again"
             )
         try:
+            _check_keys(values, ("policy", "layers", "source_sha256", "calibration"), "it")
             layers = tuple(map(LayerPlan.from_json, values["layers"]))
             calibration = None if values["calibration"] is None else Calibration(**values["calibration"])
-            return cls(dict(values["policy"]), layers, str(values["source_sha256"]), calibration)
-        except (KeyError, TypeError, ValueError) as error:
-            raise OptionError(f"the plan is damaged: {error}", hint="make the plan again") from error
+            known = values.get("preprocessing")
+            preprocessing = None if known is None else Preprocessing.from_json(known)
+            return cls(dict(values["policy"]), layers, str(values["source_sha256"]), calibration, preprocessing)
+        except KeyError as error:
+            raise OptionError(f"the plan is damaged: no key {error}", hint="make the plan again") from error
+        except (TypeError, ValueError) as error:
+            hint = error.hint if isinstance(error, OptionError) else "make the plan again"
+            raise OptionError(f"the plan is damaged: {error}", hint=hint) from error
+
+
+def _check_keys(values: Any, keys: Iterable[str], what: str) -> None:
+    """Raises `OptionError` if a part of a plan is no table, or lacks a key."""
+    if not isinstance(values, Mapping):
+        raise OptionError(f"{what} is {values!r}, no table of keys", hint="make the plan again")
+    if missing := [key for key in keys if key not in values]:
+        raise OptionError(f"{what} has no key `{missing[0]}`", hint="put it back, or make the plan again")

@@ -23,12 +23,14 @@ class WholeModel:
         macs: multiply-accumulate operations per image; 0 if the policy does not need them.
         saved_parameters: how many of them are gone in layers whose ranks are given, and not to be chosen.
         saved_macs: the same in operations.
+        constraints: what else keeps it from becoming smaller, as a hint names it.
     """
 
     parameters: int
     macs: int
     saved_parameters: int = 0
     saved_macs: int = 0
+    constraints: tuple[str, ...] = ()
 
 
 class RankPolicy(ABC):
@@ -230,7 +232,8 @@ class Budget(RankPolicy):
             raise OptionError(
                 f"the budget of {limit:,} {unit} cannot be met: the smallest possible model has {smallest:,} of "
                 f"{total:,} ({100 * smallest / total:.1f} %)",
-                hint="raise the budget, or allow more with --include-first, --include-classifier, fewer exclusions",
+                hint="raise the budget, or allow more with "
+                + ", ".join(("--include-first", "--include-classifier", "fewer exclusions", *whole.constraints)),
             )
         chosen = allocate(layers, limit - untouched)
         return {name: None if index is None else int(indices[name][index]) for name, index in chosen.items()}

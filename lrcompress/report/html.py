@@ -36,7 +36,7 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return f"{round(100 * share, digits) + 0.0:.{digits}f} %"  # never -0.0
 
 
 def _settings(values: Mapping[str, Any]) -> str:

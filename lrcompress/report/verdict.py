@@ -5,6 +5,7 @@ from typing import Any
 
 # Below this difference a timing says nothing, however narrow its spread.
 SAME_SPEED = 0.05
+ROUNDING = 1e-9  # points; a difference of shares is not exact to the last bit
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
@@ -13,7 +14,8 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     if not report["evaluations"]:
         return [*sentences, "Accuracy was not measured: run `lrcompress evaluate FILE --data DIR`."]
     for evaluation in report["evaluations"]:
-        sentences += [sentence for sentence in accuracy_sentences(evaluation) if sentence not in sentences]
+        accuracy = [*accuracy_sentences(evaluation), *drop_sentences(report["recipe"], evaluation)]
+        sentences += [sentence for sentence in accuracy if sentence not in sentences]
         sentences += _robustness(evaluation)
         sentences += [f"{doubt['severity'].upper()}: {doubt['message']}." for doubt in evaluation["findings"]]
     return sentences
@@ -34,10 +36,19 @@ def radius(eps: float, norm: str) -> str:
 def _size(size: Mapping[str, Any]) -> str:
     removed, baseline, compressed = size["removed"], size["baseline"], size["compressed"]
     return (
-        f"The file is {100 * removed['bytes']:.1f} % smaller ({baseline['bytes']:,} → {compressed['bytes']:,} bytes); "
+        f"The file is {_smaller(removed['bytes'])} ({baseline['bytes']:,} → {compressed['bytes']:,} bytes); "
         f"of the whole model {100 * removed['parameters']:.1f} % of the parameters and {100 * removed['macs']:.1f} % "
         "of the multiply-accumulates are gone."
     )
+
+
+def _smaller(removed: float) -> str:
+    """Returns in words what share of a size is gone.
+
+    >>> _smaller(0.254), _smaller(-0.0001)
+    ('25.4 % smaller', '0.0 % larger')
+    """
+    return f"{100 * abs(removed):.1f} % {'smaller' if removed >= 0 else 'larger'}"
 
 
 def _ballast(report: Mapping[str, Any]) -> list[str]:
@@ -48,30 +59,37 @@ def _ballast(report: Mapping[str, Any]) -> list[str]:
     smaller = 1 - report["size"]["compressed"]["bytes"] / weights
     return [
         f"{file - weights:,} bytes of the original file are no weights of this network (optimiser state, for example): "
-        f"against its weights alone the file is {100 * smaller:.1f} % smaller."
+        f"against its weights alone the file is {_smaller(smaller)}."
     ]
 
 
 def _guarantee(report: Mapping[str, Any]) -> list[str]:
     errors = [layer["relative_error"] for layer in report["layers"] if "relative_error" in layer]
     if not errors:
-        return [
-            "No layer was factorised: none would have become smaller. "
-            "The reason of each layer names the relative error at which it would."
-        ]
+        return [f"No layer was factorised: {_why_none(report)}."]
+    several = len(errors) > 1
+    factorised = f"{len(errors)} layers are factorised" if several else "1 layer is factorised"
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
         if "fine_tuning" in report["recipe"]:
-            return [f"{len(errors)} layers are factorised and fine-tuned."]
+            return [f"{factorised} and fine-tuned."]
         metric = ""
         if calibration := report["recipe"].get("calibration"):
-            metric = f" for the activations of images of {calibration['data']}"
-        return [f"{len(errors)} layers are factorised{metric}; their largest relative error is {max(errors):.4f}."]
+            count = f"{calibration['images']} " if calibration["images"] else ""  # older reports do not know
+            metric = f" for the activations of {count}images of {calibration['data']}"
+        whose = "their largest" if several else "its"
+        return [f"{factorised}{metric}; {whose} relative error is {max(errors):.4f}."]
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
-    return [
-        f"{len(errors)} layers are factorised, each within a relative error of {tol}{rounding} "
-        f"(largest {max(errors):.4f})."
-    ]
+    each, largest = (", each", "largest ") if several else ("", "")
+    return [f"{factorised}{each} within a relative error of {tol:.6g}{rounding} ({largest}{max(errors):.4f})."]
+
+
+def _why_none(report: Mapping[str, Any]) -> str:
+    if report["recipe"].get("plan", {}).get("name") == "budget":
+        return "the whole network is within the budget"
+    if any("smallest relative error" in layer.get("reason", "") for layer in report["layers"]):
+        return "none would have become smaller. The reason of a layer names the relative error at which it would"
+    return "the report has the reason of each"
 
 
 def _speed(latency: Mapping[str, Any] | None) -> list[str]:
@@ -104,6 +122,21 @@ def accuracy_sentences(evaluation: Mapping[str, Any]) -> list[str]:
         f"Clean accuracy {100 * baseline['accuracy']:.2f} → {after} on {images:,} images: "
         f"{points(compressed['accuracy'] - baseline['accuracy'])} ({flips['lost']} images lost, "
         f"{flips['gained']} gained, McNemar p = {flips['p_value']:.2g})."
+    ]
+
+
+def drop_sentences(recipe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns a warning where a model that was searched for a largest drop of accuracy loses more in an evaluation."""
+    plan = recipe.get("plan", {})
+    search, models = plan.get("made_by", plan), evaluation["models"]
+    if search.get("name") != "max drop" or "baseline" not in models:
+        return []
+    drop = 100 * (models["baseline"]["clean"]["accuracy"] - models["compressed"]["clean"]["accuracy"])
+    if drop <= search["points"] + ROUNDING:
+        return []
+    return [
+        f"WARNING: {drop:.2f} points are lost on these {evaluation['images']:,} images, more than the "
+        f"{search['points']:g} allowed: the search measured on {search['images']:,} training images."
     ]
 
 

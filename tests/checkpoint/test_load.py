@@ -21,7 +21,7 @@ from checkpoint_files import (
 )
 
 from lrcompress.checkpoint import LoadOptions, load_checkpoint
-from lrcompress.errors import ArchitectureError, CheckpointError, HubError
+from lrcompress.errors import ArchitectureError, CheckpointError, HubError, OptionError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -522,6 +522,30 @@ def test_statistics_of_the_users_go_before_all_others(tmp_path, small):
     found = load_checkpoint(str(path), LoadOptions(preprocessing=values)).preprocessing
     assert (found.input_size, found.mean, found.std) == tuple(values.values())
     assert "the command line" in found.origin
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize("values", [(0.5, 0.25), (0.5, 0.25, 0.75, 0.5)])
+def test_statistics_of_the_users_for_other_channels_are_refused(tmp_path, small, name, values):
+    path = write_zip(small.state_dict(), tmp_path / "w.pt")
+    wanted = f"--{name} has {len(values)} values, the network takes images of 3 channels"
+    with pytest.raises(OptionError, match=wanted) as refused:
+        load_checkpoint(str(path), LoadOptions(preprocessing={name: values}))
+    assert refused.value.hint == f"--{name} with one value, or 3"
+
+
+def test_a_single_value_of_the_users_holds_for_all_channels(tmp_path, small):
+    path = write_zip(small.state_dict(), tmp_path / "w.pt")
+    found = load_checkpoint(str(path), LoadOptions(preprocessing={"mean": (0.4,), "std": (0.2,)})).preprocessing
+    assert (found.mean, found.std) == ((0.4,) * 3, (0.2,) * 3)
+
+
+def test_statistics_of_the_file_are_brought_to_the_channels_of_its_tensors(tmp_path):
+    grey = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+    config = {"architecture": "test_resnet", "pretrained_cfg": {"input_size": [3, 96, 96], "mean": [0.2, 0.4, 0.6]}}
+    folder = write_hugging_face_folder(tmp_path / "model", grey, config, safe=True)
+    found = load_checkpoint(str(folder)).preprocessing
+    assert (found.input_size, found.mean) == ((1, 96, 96), pytest.approx((0.4,)))
 
 
 def test_a_network_that_does_not_take_the_assumed_images_is_answered_with_the_option(tmp_path, factory):

@@ -24,7 +24,7 @@ def test_the_path_is_all_that_goes_to_stdout(shop):
     result = compress("--tol", "0.1", "-o", "new.safetensors")
     assert (result.exit_code, result.stdout) == (0, "new.safetensors\n")
     assert "net.py:build" in result.stderr
-    assert "1 layers are factorised" in result.stderr
+    assert "1 layer is factorised within" in result.stderr
     assert {"new.safetensors", "new.report.json", "new.report.html"} <= set(listing(shop))
 
 
@@ -243,6 +243,10 @@ BAD_OPTIONS = {
     "argument that is not taken": (["--arch-arg", "depth=3"], ["depth"]),
     "input size": (["--input-size", "1,28"], ["--input-size takes 3 positive numbers"]),
     "mean": (["--mean", "grey"], ["--mean takes numbers"]),
+    "three means of grey images": (
+        ["--mean", "0.1,0.2,0.3"],
+        ["--mean has 3 values, the network takes images of 1 channel ", "--mean with one value"],
+    ),
     "wrong input size": (["--input-size", "3,6,5", "--mean", "0.5"], ["does not take a 3x6x5 image", "--input-size"]),
     "weights key": (["--weights-key", "model"], ["no state dict under `model`"]),
     "arch": (["--arch", "resnet5O"], ["no architecture named `resnet5O`", "resnet50"]),

@@ -55,6 +55,18 @@ def test_tables_go_to_stderr_and_their_cells_are_text(capsys):
         assert text in captured.err
 
 
+def test_texts_wrap_in_a_narrow_terminal_and_figures_do_not(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    row = ["features.denseblock1.denselayer1", "512×512×3×3", "85.00 % [64.0, 94.8]", "because of a long reason"]
+    print_table("title", ["layer", "weight", "clean accuracy", "why"], [row], texts=(0, 3))
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any("512×512×3×3" in line and "85.00 % [64.0, 94.8]" in line for line in lines)
+    assert "features.denseblock1.denselayer1" not in "".join(lines)
+    print_table("title", ["file smaller", "clean after"], [["a", "5 %"]])
+    assert "clean" in capsys.readouterr().err.splitlines()[2]  # a heading wraps where its figures are short
+
+
 def test_the_training_bar_tells_loss_accuracy_ranks_and_size():
     progress = TrainingProgress(
         step=3, steps=9, epoch=1, epochs=3, loss=0.5, held_out_accuracy=0.875, mean_rank=12.4, parameters=1_234_567

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lrcompress.cli.overrides import HINT, Overrides, read_overrides
+from lrcompress.cli.overrides import Overrides, read_overrides
 from lrcompress.errors import OptionError
 
 TOML = """
@@ -47,11 +47,37 @@ def test_what_is_left_out_is_not_overridden(tmp_path, name, content, expected):
     assert read_overrides(tmp_path / name) == expected
 
 
-def test_the_hint_is_itself_such_a_file(tmp_path):
-    (tmp_path / "a.toml").write_text(HINT.replace(", [", "\n[").replace('] "', ']\n"'))
-    assert read_overrides(tmp_path / "a.toml") == Overrides(
-        ("layer4.*",), (("layer1.*", 16),), (("*.conv2", "tucker2"),)
-    )
+EXAMPLES = {
+    "exclude": Overrides(exclude=("layer4.*",)),
+    "layer_ranks": Overrides(layer_ranks=(("layer1.*", 16),)),
+    "layer_schemes": Overrides(layer_schemes=(("*.conv2", "tucker2"),)),
+}
+
+
+@pytest.mark.parametrize("language", ["toml", "json"])
+@pytest.mark.parametrize(("key", "expected"), EXAMPLES.items(), ids=EXAMPLES)
+def test_the_hint_can_be_pasted_into_the_file(tmp_path, key, expected, language):
+    path = tmp_path / f"a.{language}"
+    path.write_text(json.dumps({key: 3}) if language == "json" else f"{key} = 3")
+    with pytest.raises(OptionError, match=f"`{key}` in") as refused:
+        read_overrides(path)
+    path.write_text(refused.value.hint)
+    assert read_overrides(path) == expected
+
+
+@pytest.mark.parametrize("content", ["{", "exclude = [", "a b"])
+def test_the_hint_for_what_is_no_such_file_can_be_pasted_too(tmp_path, content):
+    (tmp_path / "a.toml").write_text(content)
+    with pytest.raises(OptionError) as refused:
+        read_overrides(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text(refused.value.hint)
+    assert read_overrides(tmp_path / "a.toml") == EXAMPLES["layer_ranks"]
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_option(tmp_path):
+    with pytest.raises(OptionError, match="No such file") as refused:
+        read_overrides(tmp_path / "a.toml")
+    assert refused.value.hint == "--overrides takes a TOML or JSON file that you have written"
 
 
 BAD = {

@@ -40,6 +40,20 @@ def test_a_plan_is_printed_and_written_and_nothing_else_happens(shop):
     assert "3 │ Linear │ 32×32 │ matrix │ 4 │ 0.0000" in table
 
 
+def test_the_tables_of_a_plan_fit_into_eighty_columns(cnn):
+    result = run("plan", "cnn.pt", "--arch", "cnn.py:build", *INPUT_OPTIONS, "--tol", "0.7", env={"COLUMNS": "80"})
+    tables = result.stderr[result.stderr.index("would be factorised") :].splitlines()
+    assert max(map(len, tables[:-1])) <= 80
+    assert any(line.split()[1:2] == ["4.qkv"] and "Linear │" in line and "36×12" in line for line in tables)
+    assert any("0" in line and "the first layer stays dense (--include-first)" in line for line in tables)
+
+
+def test_layers_that_stay_dense_for_the_same_reason_share_a_row(shop):
+    result = plan("--rank", "4", "--exclude", "[35]")
+    assert "would be factorised\n" not in result.stderr
+    assert "│ 3, 5   │ excluded by the pattern `[35]`" in result.stderr
+
+
 def test_json_on_stdout_is_the_plan_that_is_written(shop):
     result = plan("--budget", "0.8", "--json")
     assert json.loads(result.stdout) == json.loads((shop / "out.plan.json").read_text())
@@ -89,8 +103,8 @@ EDITS = {
     "a rank too large": ({"ranks": [16]}, ["`3` cannot have rank 16", "ranks up to about 15"]),
     "a scheme that does not fit": ({"scheme": "tucker2", "ranks": [2, 2]}, ["`3` cannot have the scheme tucker2"]),
     "no such scheme": ({"scheme": "cp"}, ["`3` has the scheme 'cp'", "known are matrix, spatial, tucker2, split"]),
-    "a text": ({"ranks": ["4"]}, ["`3` has the ranks ['4']"]),
-    "the first version's rank": ({"ranks": 4}, ["`3` has the ranks 4"]),
+    "a text": ({"ranks": ["4"]}, ["`3` has the ranks ['4']", '"ranks": [20]']),
+    "the first version's rank": ({"ranks": 4}, ["`3` has the ranks 4", '"ranks": [20]']),
 }
 
 
@@ -101,6 +115,48 @@ def test_an_edit_that_makes_no_sense_is_refused_and_nothing_is_written(shop, val
     before = listing(shop)
     assert_refused(compress("--plan", "out.plan.json", "-o", "new.safetensors"), *words)
     assert listing(shop) == before
+
+
+NO_STATISTICS = ("--arch", "net.py:build", "--plan", "out.plan.json", "-o", "new.safetensors")
+
+
+def test_a_plan_brings_the_preprocessing_it_was_made_with(shop):
+    plan("--calibrate", "data", "--rank", "4")
+    result = run("compress", "w.pt", *NO_STATISTICS, "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)["preprocessing"]
+    assert (values["input_size"], values["mean"], values["std"]) == ([1, 6, 5], [0.5], [0.25])
+    assert values["origin"] == "assumed; input_size, mean, std from the command line"
+    compress("--plan", "out.plan.json", "-o", "same.safetensors")
+    assert (shop / "same.safetensors").read_bytes() == (shop / "new.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("option", [["--mean", "0.4"], ["--std", "1"], ["--std", "0.25", "--mean", "0"]], ids=" ".join)
+def test_a_plan_is_not_executed_with_another_normalisation(shop, option):
+    plan()
+    before = listing(shop)
+    refused = run("compress", "w.pt", *NO_STATISTICS, *option)
+    assert_refused(refused, "the plan was made for input 1×6×5, mean 0.5, std 0.25", "leave out", "--mean and --std")
+    assert listing(shop) == before
+
+
+def test_a_plan_that_does_not_know_its_preprocessing_leaves_it_to_the_command_line(shop):
+    plan()
+    values = json.loads((shop / "out.plan.json").read_text())
+    del values["preprocessing"]
+    (shop / "out.plan.json").write_text(json.dumps(values))
+    report = json.loads(compress("--plan", "out.plan.json", "-o", "n.safetensors", "--mean", "0.4", "--json").stdout)
+    assert (report["preprocessing"]["mean"], report["preprocessing"]["std"]) == ([0.4], [0.25])
+
+
+def test_a_plan_for_another_network_is_refused_for_its_checkpoint_and_not_for_its_images(shop):
+    plan()
+    (shop / "large.py").write_text(
+        "from torch import nn\n\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))"
+    )
+    torch.save({"1.weight": torch.ones(3, 12), "1.bias": torch.ones(3)}, shop / "large.pt")
+    refused = run("compress", "large.pt", "--arch", "large.py:build", "--plan", "out.plan.json", "-o", "n.safetensors")
+    assert_refused(refused, "made for another checkpoint")
 
 
 def test_a_plan_of_the_first_version_is_refused(shop):
@@ -253,6 +309,14 @@ BAD_SCHEMES = {
     "scheme of a layer": (["--layer-scheme", "3"], ["--layer-scheme takes PATTERN=SCHEME", "got `3`"]),
     "scheme of nothing": (["--layer-scheme", "=tucker2"], ["--layer-scheme takes PATTERN=SCHEME"]),
     "no such scheme": (["--layer-scheme", "3=cp"], ["no scheme named `cp`", "matrix, spatial, tucker2, split"]),
+    "scheme that fits no layer": (
+        ["--layer-scheme", "*=spatial"],
+        ["the scheme spatial fits none", "fits there: matrix"],
+    ),
+    "scheme of the first layer": (
+        ["--layer-scheme", "1=matrix"],
+        ["the first layer stays dense", "add --include-first"],
+    ),
     "scheme of no layer": (["--layer-scheme", "nothing=split"], ["`nothing` matches no layer"]),
     "no overrides": (["--overrides", "nowhere.toml"], ["no overrides in `nowhere.toml`: No such file"]),
     "overrides that are none": (["--overrides", "net.py"], ["no overrides in `net.py`"]),
@@ -301,11 +365,29 @@ def test_a_bad_option_is_refused_and_nothing_is_written(shop, options, words):
     assert listing(shop) == before
 
 
-def test_options_that_a_plan_makes_idle_are_refused(shop):
+IDLE = {
+    "--tol": ["0.2"],
+    "--budget": ["0.5"],
+    "--scheme": ["matrix"],
+    "--exclude": ["3"],
+    "--layer-rank": ["3=2"],
+    "--layer-scheme": ["3=matrix"],
+    "--overrides": ["mine.toml"],
+    "--calibrate": ["data"],
+    "--include-first": [],
+    "--allow-zero-layers": [],
+}
+
+
+@pytest.mark.parametrize(("option", "values"), IDLE.items(), ids=IDLE)
+def test_an_option_that_a_plan_makes_idle_is_refused_by_name(shop, option, values):
+    (shop / "mine.toml").write_text('exclude = ["3"]')
+    refused = compress("--plan", "out.plan.json", option, *values, "-o", "n.safetensors")
+    assert_refused(refused, f"--plan and {option} exclude each other: a plan leaves nothing to plan")
+
+
+def test_a_plan_is_not_fine_tuned(shop):
     plan()
-    assert_refused(compress("--plan", "out.plan.json", "--tol", "0.2", "-o", "n.safetensors"), "leaves nothing to plan")
-    schemes = compress("--plan", "out.plan.json", "--scheme", "matrix", "-o", "n.safetensors")
-    assert_refused(schemes, "leaves nothing to plan")
     tuned = compress("--plan", "out.plan.json", "--data", "data", "--epochs", "1", "-o", "n.safetensors")
     assert_refused(tuned, "--plan has no effect on it")
 
@@ -333,7 +415,24 @@ def test_a_calibrated_plan_names_its_images_and_compress_reads_them_again(shop):
     tensors = {name: load_file(shop / f"{name}.safetensors") for name in ("planned", "at_once", "plain")}
     assert all(torch.equal(tensors["planned"][key], value) for key, value in tensors["at_once"].items())
     assert not all(torch.equal(tensors["planned"][key], value) for key, value in tensors["plain"].items())
-    assert "for the activations of images of data" in " ".join(report["verdict"])
+    assert "for the activations of 40 images of data" in " ".join(report["verdict"])
+
+
+def test_the_number_of_calibration_images_is_told_and_recorded(shop):
+    done = plan("--rank", "8", "--calibrate", "data")
+    assert "• calibrating with 60 images of data\n• WARNING: 60 images are few to calibrate with" in done.stderr
+    values, _ = planned(shop)
+    assert values["calibration"] == {"data": "data", "images": 60, "seed": 0}
+    done = compress("--plan", "out.plan.json", "-o", "n.safetensors", "--json")
+    assert "calibrating with 60 images of data" in done.stderr
+    assert json.loads(done.stdout)["recipe"]["calibration"] == values["calibration"]
+
+
+def test_a_plan_whose_images_are_gone_names_itself_and_no_option(shop):
+    plan("--rank", "8", "--calibrate", "data")
+    (shop / "data").rename(shop / "moved")
+    refused = compress("--plan", "out.plan.json", "-o", "n.safetensors")
+    assert_refused(refused, "the plan's calibration: no data at `data`", "make the plan again")
 
 
 def test_a_calibrated_tolerance_promises_nothing_of_the_weights(shop):
@@ -349,7 +448,7 @@ def test_fine_tuning_starts_from_a_calibrated_truncation(shop):
         assert result.exit_code == 0, result.stderr
         reports[name] = json.loads(result.stdout)
     assert "calibration" not in reports["plain"]["recipe"]
-    assert reports["calibrated"]["recipe"]["calibration"] == {"data": "data", "images": None, "seed": 0}
+    assert reports["calibrated"]["recipe"]["calibration"] == {"data": "data", "images": 60, "seed": 0}
     # With hardly any learning the layers stay where they start, and the plain truncation is nearest to the weights.
     errors = {name: report["layers"][2]["relative_error"] for name, report in reports.items()}
     assert errors["plain"] < errors["calibrated"]
@@ -384,8 +483,16 @@ def test_ranks_can_be_given_by_pattern(shop):
 BAD_CALIBRATION = {
     "rank of a layer": (["--layer-rank", "3"], ["--layer-rank takes PATTERN=RANK"]),
     "rank of no layer": (["--layer-rank", "nothing=3"], ["`nothing` matches no layer"]),
+    "rank of the classifier": (
+        ["--layer-rank", "7=1"],
+        ["`7`: the classifier stays dense", "add --include-classifier"],
+    ),
+    "rank of an excluded layer": (
+        ["--layer-rank", "3=4", "--exclude", "[3]"],
+        ["`3`: excluded by", "leave out the exclusion `[3]`"],
+    ),
     "rank too large": (["--layer-rank", "3=16"], ["`3` cannot have rank 16", "from 1 to 15"]),
-    "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`"]),
+    "no such folder": (["--calibrate", "nowhere"], ["no data at `nowhere`", "--calibrate takes any folder of images"]),
     "too few": (["--calibrate", "data", "--calibration-images", "900"], ["has 60 images", "900 were asked for"]),
     "no source": (["--calibration-images", "9"], ["--calibration-images needs a source"]),
     "pattern": (["--exclude", "9"], ["`9` matches no layer"]),
@@ -413,6 +520,36 @@ def test_max_drop_keeps_the_accuracy_on_training_images_and_shows_what_it_tried(
     page = (shop / "n.report.html").read_text()
     assert all(f"{100 * one['kept']:.1f} % of the parameters: {100 * one['accuracy']:.2f} %" in page for one in tried)
     assert "within 20 points" in result.stderr
+
+
+def test_a_drop_that_is_larger_on_the_test_images_is_told_by_compress_and_evaluate(shop):
+    result = compress("--max-drop", "0.5", "--data", "data", "--epochs", "0", "-o", "n.safetensors", "--json")
+    report = json.loads(result.stdout)
+    models = report["evaluations"][0]["models"]
+    drop = 100 * (models["baseline"]["clean"]["accuracy"] - models["compressed"]["clean"]["accuracy"])
+    assert drop > 0.5  # the network knows nothing, and sixty images say little
+    warning = f"WARNING: {drop:.2f} points are lost on these 30 images, more than the 0.5 allowed"
+    assert warning in result.stderr
+    assert any(sentence.startswith(warning) for sentence in report["verdict"])
+    assert warning in run("evaluate", "n.safetensors", "--arch", "net.py:build", "--data", "data").stderr
+
+
+def test_a_budget_that_the_whole_network_meets_is_told_as_such(shop):
+    result = compress("--max-params", "4000", "-o", "n.safetensors")
+    assert "No layer was factorised: the whole network is within the budget." in result.stderr
+
+
+def test_a_search_records_how_many_images_there_were(shop):
+    plan("--max-drop", "20", "--data", "data")
+    values, _ = planned(shop)
+    assert values["policy"]["images"] == 60
+
+
+def test_a_search_without_images_is_refused_before_anything_is_read(shop):
+    (shop / "w.pt").unlink()
+    for options in (["--max-drop", "1"], ["--max-drop", "1", "--data", "samples/mnist"]):
+        assert_refused(plan(*options, "--calibrate", "data"), "--max-drop needs images")
+        assert_refused(compress(*options, "--epochs", "0"), "--max-drop needs images")
 
 
 def test_plan_searches_the_same_model(shop):

@@ -117,6 +117,26 @@ def test_a_folder_that_does_not_exist_is_answered_with_what_is_allowed(tmp_path)
     assert describe_sources() in refused.value.hint
 
 
+def test_images_without_labels_are_answered_with_the_option_they_came_from(tmp_path):
+    with pytest.raises(DataError, match="no data at") as refused:
+        open_images(str(tmp_path / "nowhere"), "train", input_size=SIZE, labelled=False, option="--calibrate")
+    assert refused.value.hint.startswith("--calibrate takes any folder of images, ")
+    with pytest.raises(DataError, match="has no images") as refused:
+        open_images(str(tmp_path), "train", input_size=SIZE, labelled=False, option="--calibrate")
+    assert refused.value.hint == "give --calibrate a folder with images"
+    with pytest.raises(DataError, match="cannot open") as refused:
+        open_images("torch/no_such_set", "train", input_size=SIZE, labelled=False, option="--calibrate")
+    assert refused.value.hint.endswith("with --calibrate DIR")
+
+
+@pytest.mark.parametrize("names", [["0.png", "1.png", "2.png"], ["0.png", "a/1.png", "b/c/2.png"]], ids=str)
+def test_images_without_labels_may_lie_anywhere(tmp_path, names):
+    for name in names:
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name)
+    assert len(open_images(str(tmp_path), "train", input_size=SIZE, labelled=False)) == 3
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "empty class").mkdir()
     with pytest.raises(DataError, match="has no images") as refused:

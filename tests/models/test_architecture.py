@@ -197,7 +197,8 @@ def test_a_network_of_ones_own_is_not_normalised_unless_it_says_so():
     model = nn.Identity()
     plain = default_preprocessing(architecture, model)
     assert (plain.input_size, plain.mean, plain.std) == ((1, 224, 224), (0.0,), (1.0,))
-    assert "no normalisation" in plain.origin
+    assert plain.origin == "assumed"
+    assert "no normalisation" in plain.describe()
     model.default_cfg = {"input_size": (1, 28, 28), "mean": (0.3,), "std": (0.2,), "crop_pct": 1.0}
     stated = default_preprocessing(architecture, model)
     assert (stated.input_size, stated.mean, stated.std) == ((1, 28, 28), (0.3,), (0.2,))

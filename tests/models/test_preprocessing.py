@@ -11,6 +11,17 @@ def test_the_values_survive_json():
     assert Preprocessing.from_json(json.loads(json.dumps(COLOUR.to_json()))) == COLOUR
 
 
+def test_size_normalisation_and_origin_are_told():
+    assert COLOUR.describe() == "input 3×32×48, mean 0.3, 0.6, 0.9, std 0.1, 0.2, 0.3 (the test)"
+
+
+def test_equal_values_are_told_once_and_no_normalisation_as_such():
+    grey = Preprocessing((3, 28, 28), (0.0,) * 3, (1.0,) * 3, 1.0, "bilinear", "assumed")
+    assert grey.describe() == "input 3×28×28, no normalisation (assumed)"
+    given = grey.updated("the command line", {"mean": (0.5,), "std": (0.25,)}).for_channels(3)
+    assert given.describe() == "input 3×28×28, mean 0.5, std 0.25 (assumed; mean, std from the command line)"
+
+
 def test_a_change_of_channels_averages_statistics_that_differ():
     grey = COLOUR.for_channels(1)
     assert grey.input_size == (1, 32, 48)

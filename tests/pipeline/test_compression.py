@@ -240,7 +240,7 @@ def test_a_budget_is_kept_by_the_model_that_is_written(shop):
     left = 0.8 * size["baseline"]["parameters"] - size["compressed"]["parameters"]
     assert 0 <= left < 32 + 32  # no room for one rank more
     assert report["recipe"] == {"plan": {"name": "budget", "fraction": 0.8}, "guaranteed_tol": None}
-    assert any("their largest relative error is" in sentence for sentence in report["verdict"])
+    assert any("1 layer is factorised; its relative error is" in sentence for sentence in report["verdict"])
 
 
 @pytest.mark.parametrize("layers", [{"scheme": "tucker2"}, {"layer_schemes": {"3": "spatial"}}], ids=str)

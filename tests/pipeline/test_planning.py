@@ -1,6 +1,7 @@
 import pytest
 import torch
 from networks import snapshot
+from PIL import Image
 from workshop import load_options, sha256
 
 from lrcompress.checkpoint import load_checkpoint
@@ -68,6 +69,21 @@ def test_a_pattern_that_matches_nothing_is_refused(loaded, field):
     assert refused.value.hint
 
 
+def test_a_scheme_that_fits_none_of_its_layers_is_refused_with_those_that_fit(loaded):
+    layers = LayerOptions(layer_schemes={"3": "matrix", "[35]": "tucker2"})
+    with pytest.raises(
+        OptionError, match=r"the scheme tucker2 fits none of the layers that `\[35\]` matches"
+    ) as refused:
+        plan_loaded(loaded, Tolerance(0.1), layers, calibration=Calibration("nowhere"))
+    assert refused.value.hint == "what fits there: matrix"
+
+
+def test_a_scheme_for_a_layer_that_stays_dense_is_refused_with_the_reason(loaded):
+    with pytest.raises(OptionError, match="`1`: the first layer stays dense") as refused:
+        plan_loaded(loaded, Tolerance(0.1), LayerOptions(layer_schemes={"1": "matrix"}))
+    assert refused.value.hint == "add --include-first"
+
+
 def test_single_layers_may_be_left_to_the_program_while_others_are_not(loaded):
     layers = LayerOptions(scheme="matrix", layer_schemes={"3": "auto"})
     assert plan_loaded(loaded, UniformRank(4), layers)[0].factorized()
@@ -125,17 +141,33 @@ def test_more_images_than_there_are_cannot_be_measured(loaded):
     assert refused.value.hint == "--calibration-images 60"
 
 
+@pytest.mark.parametrize(("count", "warned"), [(63, True), (64, False)])
+def test_few_images_are_warned_of(shop, loaded, count, warned):
+    (shop / "photos").mkdir()
+    for index in range(100):
+        Image.new("L", (5, 6), index).save(shop / "photos" / f"{index}.png")
+    said = []
+    plan_loaded(loaded, UniformRank(4), calibration=Calibration("photos", count), observer=Observer(said.append))
+    assert said[0] == f"calibrating with {count} images of photos"
+    assert any("WARNING" in line for line in said) == warned
+
+
+def test_a_plan_knows_how_many_images_there_were(loaded):
+    plan, _ = plan_loaded(loaded, UniformRank(4), calibration=Calibration("data", seed=2))
+    assert plan.calibration == Calibration("data", 60, seed=2)
+
+
 @pytest.mark.parametrize("data", [None, "samples/mnist"])
 def test_a_search_needs_images(loaded, data):
     with pytest.raises(OptionError, match="--max-drop needs images"):
-        plan_loaded(loaded, MaxDrop(5.0), data=data)
+        plan_loaded(loaded, MaxDrop(5.0), data=data, calibration=Calibration("nowhere"))
 
 
 def test_the_plan_of_a_search_is_the_smallest_that_it_found_within_the_drop(loaded):
     before, said = snapshot(loaded.model), []
     observer = Observer(on_stage=said.append)
     plan, decomposer = plan_loaded(loaded, MaxDrop(20.0, images=40), data="data", observer=observer)
-    assert plan.policy["name"] == "max drop"
+    assert (plan.policy["name"], plan.policy["images"]) == ("max drop", 40)
     tried = plan.policy["evaluations"]
     assert sum("of the parameters" in line for line in said) == len(tried)
     small = factorize(loaded.model, plan, decomposer=decomposer)
@@ -148,5 +180,6 @@ def test_whoever_calls_sees_stages_and_layers(loaded):
     said, layers = [], []
     observer = Observer(on_stage=said.append, on_layer=lambda done, total: layers.append((done, total)))
     plan_loaded(loaded, UniformRank(4), calibration=Calibration("data", 10), observer=observer)
-    assert said == ["calibrating with images of data", "planning"]
+    few = "WARNING: 10 images are few to calibrate with; some hundred are better"
+    assert said == ["calibrating with 10 images of data", few, "planning"]
     assert layers == [(1, 2), (2, 2)]

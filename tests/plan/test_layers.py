@@ -174,6 +174,16 @@ def test_layers_whose_weight_is_read_by_their_parent_can_be_factorised(make, siz
     assert {name: type(module) for name, module in model.named_modules()} == before
 
 
+def test_a_stand_in_is_told_by_the_class_it_stands_in_for():
+    found = {candidate.name: candidate for candidate in find_layers(swin(), (3, 8, 8))}
+    table = found["features.1.0.attn.relative_position_bias_table"]
+    assert table.kind == "ShiftedWindowAttention"
+    assert table.reason == "a parameter that ShiftedWindowAttention reads directly"
+    for make, size, _ in READING.values():
+        assert not any("Called" in f"{one.kind} {one.reason}" for one in find_layers(make(), size))
+        assert {one.kind for one in find_layers(make(), size) if not one.reason} == {"Linear"}
+
+
 def test_the_projection_of_an_attention_has_the_weight_that_the_attention_reads():
     model = encoder()
     found = {candidate.name: candidate for candidate in find_layers(model, (3, 4, 4))}

@@ -111,8 +111,11 @@ def test_several_layers_of_zeros_are_counted():
     model = tiny_mlp()
     for layer in (model[1], model[4]):
         torch.nn.init.zeros_(layer.weight)
-    with pytest.raises(CheckpointError, match="all weights of `1` are zero, and of 1 more layers"):
+    with pytest.raises(CheckpointError, match=r"all weights of `1` are zero, and of 1 more layer$"):
         make_plan(model, Tolerance(0.1), input_size=SIZE, include_first=True)
+    torch.nn.init.zeros_(model[6].weight)
+    with pytest.raises(CheckpointError, match=r"all weights of `1` are zero, and of 2 more layers$"):
+        make_plan(model, Tolerance(0.1), input_size=SIZE, include_first=True, include_classifier=True)
 
 
 def test_a_dense_layer_of_zeros_is_nobodys_business():
@@ -131,6 +134,39 @@ def test_given_ranks_hold_whatever_the_policy_chooses_and_the_last_pattern_wins(
     mixed = by_name(make_plan(model, Tolerance(0.5), layer_ranks={"4": 7}, **options))
     assert mixed["4"].ranks == (7,) != alone["4"].ranks
     assert mixed["1"] == alone["1"]
+
+
+DENSE = {
+    "the first layer": ("1", {}, "`1`: the first layer stays dense", "add --include-first"),
+    "the classifier": ("6", {}, "`6`: the classifier stays dense", "add --include-classifier"),
+    "excluded": ("4", {"exclude": ["[4]"]}, "`4`: excluded by the pattern `[4]`", "leave out the exclusion `[4]`"),
+    "all zero": ("4", {"allow_zero_layers": True}, "`4`: all its weights are zero", "leave the layer out"),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "reason", "hint"), DENSE.values(), ids=DENSE.keys())
+def test_a_rank_for_a_layer_that_stays_dense_is_refused_with_the_reason_and_the_way_out(name, options, reason, hint):
+    model = tiny_mlp()
+    if "allow_zero_layers" in options:
+        torch.nn.init.zeros_(model[4].weight)
+    with pytest.raises(OptionError) as refused:
+        make_plan(model, Tolerance(0.1), input_size=SIZE, layer_ranks={name: 2}, **options)
+    assert refused.value.message == f"the pattern `{name}` matches no layer that could be factorised: {reason}" + (
+        f" ({hint.removeprefix('add ')})" if "include" in hint else ""
+    )
+    assert refused.value.hint.startswith(hint)
+
+
+def test_the_hint_of_a_budget_that_cannot_be_met_names_given_ranks_and_rounding_where_they_are():
+    def hint(**options):
+        with pytest.raises(OptionError, match="cannot be met") as refused:
+            make_plan(tiny_mlp(), Budget(parameters=9), input_size=SIZE, **options)
+        return refused.value.hint
+
+    words = ("--layer-rank", "--round-ranks")
+    assert [word in hint() for word in words] == [False, False]
+    assert [word in hint(layer_ranks={"4": 8}) for word in words] == [True, False]
+    assert [word in hint(decomposer=Decomposer(round_ranks=4)) for word in words] == [False, True]
 
 
 @pytest.mark.parametrize("measure", ["parameters", "macs"])

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from lrcompress.errors import OptionError
+from lrcompress.models import Preprocessing
 from lrcompress.plan import Calibration, CompressionPlan, LayerPlan, LayerRecord
 
 LOW = LayerPlan("stem.0", "Conv2d", (8, 3, 3, 3), "matrix", (3,), relative_error=0.04, parameters=3 * (8 + 27))
@@ -23,6 +24,14 @@ def through_json(values):
 def test_a_plan_survives_json(calibration):
     plan = dataclasses.replace(PLAN, calibration=calibration)
     assert CompressionPlan.from_json(through_json(plan.to_json())) == plan
+
+
+def test_the_preprocessing_survives_json_and_plans_that_do_not_know_it_load():
+    plan = dataclasses.replace(PLAN, preprocessing=Preprocessing((1, 6, 5), (0.5,), (0.25,), 0.9, "bicubic", "here"))
+    assert CompressionPlan.from_json(through_json(plan.to_json())) == plan
+    old = through_json(plan.to_json())
+    del old["preprocessing"]
+    assert CompressionPlan.from_json(old) == PLAN
 
 
 # The first version had one rank per layer, and no schemes to choose between.
@@ -47,8 +56,16 @@ def without_layers():
         PLAN.to_json() | {"layers": [{"name": "x"}]},
         PLAN.to_json() | {"calibration": {"folder": "photos"}},
         PLAN.to_json() | {"calibration": {"data": "photos", "images": 0}},
+        PLAN.to_json() | {"preprocessing": {"mean": [0.5]}},
     ],
-    ids=["no layers", "null", "a layer without a shape", "an unknown calibration", "a calibration without images"],
+    ids=[
+        "no layers",
+        "null",
+        "a layer without a shape",
+        "an unknown calibration",
+        "a calibration without images",
+        "a mean without a size",
+    ],
 )
 def test_a_damaged_plan_is_refused(values):
     with pytest.raises(OptionError, match="the plan is damaged") as refused:
@@ -74,6 +91,44 @@ def test_an_edited_layer_that_makes_no_sense_is_refused_by_name(values, message)
     plan = PLAN.to_json()
     plan["layers"][0] |= values
     with pytest.raises(OptionError, match=message):
+        CompressionPlan.from_json(plan)
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [({"ranks": 4}, '"ranks": [20]'), ({"ranks": ["4"]}, '"ranks": [20]'), ({"scheme": "cp"}, '"scheme": "matrix"')],
+    ids=str,
+)
+def test_the_hint_of_an_edit_can_be_pasted(values, hint):
+    plan = PLAN.to_json()
+    plan["layers"][0] |= values
+    with pytest.raises(OptionError) as refused:
+        CompressionPlan.from_json(plan)
+    assert refused.value.hint == hint
+
+
+@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(LayerPlan) if field.name != "name"])
+def test_a_key_that_a_layer_lacks_is_named(key):
+    plan = PLAN.to_json()
+    del plan["layers"][0][key]
+    with pytest.raises(OptionError, match=f"the plan is damaged: `stem.0` has no key `{key}`$") as refused:
+        CompressionPlan.from_json(plan)
+    assert refused.value.hint == "put it back, or make the plan again"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["layers"][1].pop("name"), "a layer has no key `name`"),
+        (lambda plan: plan.pop("layers"), "it has no key `layers`"),
+        (lambda plan: plan.update(layers=[3]), "a layer is 3, no table of keys"),
+    ],
+    ids=["name", "layers", "a number"],
+)
+def test_what_else_is_missing_is_named(change, message):
+    plan = PLAN.to_json()
+    change(plan)
+    with pytest.raises(OptionError, match=f"the plan is damaged: {message}"):
         CompressionPlan.from_json(plan)
 
 

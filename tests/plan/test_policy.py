@@ -208,6 +208,12 @@ def test_what_given_ranks_have_saved_is_counted_in():
     assert plain == given
 
 
+def test_the_hint_of_a_budget_names_what_else_keeps_layers_large():
+    with pytest.raises(OptionError) as refused:
+        Budget(parameters=600).choose(some_choices(), WholeModel(1836, 0, constraints=("larger holes", "no bolts")))
+    assert refused.value.hint.endswith("fewer exclusions, larger holes, no bolts")
+
+
 @pytest.mark.parametrize("policy", [Budget(fraction=0.1), Budget(parameters=600), Budget(macs=600)], ids=str)
 def test_a_budget_below_rank_one_everywhere_is_refused_with_the_smallest_that_is_possible(policy):
     choices = some_choices()

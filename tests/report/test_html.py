@@ -7,6 +7,7 @@ from artifacts import compressed
 from networks import tiny_cnn
 from reports import Page, evaluation
 
+from lrcompress.artifact import Cost
 from lrcompress.models import Architecture
 from lrcompress.report import build_report, render_html, with_evaluation
 from lrcompress.robustness import Finding
@@ -131,3 +132,12 @@ def test_the_chart_tells_its_figures_to_those_who_do_not_see_it():
     assert chart["role"] == "img"
     assert "compressed: 80.0 %, 60.0 %, 15.0 %" in chart["aria-label"]
     assert sum(tag == "circle" for tag, _ in page.tags) == 6
+
+
+def test_a_file_that_grew_by_next_to_nothing_has_no_negative_zero():
+    _, manifest = compressed(tiny_cnn(), Architecture("custom", "net.py:build"), (3, 8, 8))
+    manifest = dataclasses.replace(manifest, baseline=Cost(100, 10_000, 1000))
+    report = build_report(manifest, artifact=Path("a.safetensors"), artifact_bytes=10_001, artifact_sha256="ab")
+    page = Page.parse(render_html(report)).text
+    assert "-0.0 %" not in page
+    assert "0.0 % larger" in page

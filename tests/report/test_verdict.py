@@ -49,8 +49,66 @@ def test_where_no_error_is_promised_the_largest_is_told():
     assert said == "2 layers are factorised; their largest relative error is 0.0900."
 
 
-def test_a_model_without_factorised_layers_says_so():
-    assert verdict(report(layers=LAYERS[2:]))[1].startswith("No layer was factorised")
+def test_a_single_layer_is_told_in_the_singular():
+    one, tuned = LAYERS[1:], {"guaranteed_tol": None, "fine_tuning": {}}
+    assert verdict(report(layers=one))[1] == "1 layer is factorised within a relative error of 0.1 (0.0900)."
+    assert verdict(report(layers=one, recipe=tuned))[1] == "1 layer is factorised and fine-tuned."
+    said = verdict(report(layers=one, recipe={"guaranteed_tol": None}))[1]
+    assert said == "1 layer is factorised; its relative error is 0.0900."
+
+
+def test_a_tolerance_that_was_computed_is_rounded():
+    said = verdict(report(recipe={"guaranteed_tol": 0.1**0.5}))[1]
+    assert said == "2 layers are factorised, each within a relative error of 0.316228 (largest 0.0900)."
+
+
+TOO_SMALL = [{"name": "a", "reason": "what was asked for does not …; the smallest relative error is 0.412"}]
+
+
+@pytest.mark.parametrize(
+    ("layers", "plan", "why"),
+    [
+        (LAYERS[2:], {"name": "tolerance"}, "the report has the reason of each."),
+        (TOO_SMALL, {"name": "tolerance"}, "none would have become smaller. The reason of a layer names the relative "
+         "error at which it would."),
+        (LAYERS[2:], {"name": "budget"}, "the whole network is within the budget."),
+        (LAYERS[2:], {"name": "plan", "made_by": {"name": "budget"}}, "the report has the reason of each."),
+    ],
+    ids=["excluded", "tolerance", "budget", "plan"],
+)  # fmt: skip
+def test_a_model_without_factorised_layers_says_why(layers, plan, why):
+    said = verdict(report(layers=layers, recipe={"guaranteed_tol": None, "plan": plan}))[1]
+    assert said == f"No layer was factorised: {why}"
+
+
+@pytest.mark.parametrize(("compressed", "words"), [(4_000_100, "0.0 % larger"), (4_400_000, "10.0 % larger")])
+def test_a_file_that_grew_is_called_larger(compressed, words):
+    size = {"compressed": {**SIZE["compressed"], "bytes": compressed}}
+    size["removed"] = {**SIZE["removed"], "bytes": 1 - compressed / 4_000_000}
+    said = verdict(report(size={**SIZE, **size}))[0]
+    assert said.startswith(f"The file is {words} (4,000,000 → {compressed:,} bytes); ")
+
+
+SEARCHED = {"name": "max drop", "points": 9.5, "images": 2000}
+
+
+@pytest.mark.parametrize("plan", [SEARCHED, {"name": "plan", "made_by": SEARCHED}], ids=["at once", "plan"])
+def test_a_drop_larger_than_the_one_that_was_searched_for_is_told(plan):
+    said = verdict(report(evaluation(), recipe={"guaranteed_tol": None, "plan": plan}))
+    assert said[3] == (
+        "WARNING: 10.00 points are lost on these 20 images, more than the 9.5 allowed: the search measured on 2,000 "
+        "training images."
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "baseline"),
+    [({**SEARCHED, "points": 10}, True), (SEARCHED, False), ({"name": "tolerance"}, True)],
+    ids=["within", "no baseline", "no search"],
+)
+def test_a_drop_within_what_was_searched_for_is_not(plan, baseline):
+    said = verdict(report(evaluation(baseline=baseline), recipe={"guaranteed_tol": None, "plan": plan}))
+    assert not any("WARNING" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrcompress.cli.compress import DEFAULT_DISTILL
 from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
 from lrcompress.cli.options import JsonOption
+from lrcompress.cli.training import DEFAULT_DISTILL
 from lrcompress.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import Observer
 
-FASHION: dict[str, Any] = {
-    "tol": 0.15,
-    "max_rank": 20,
-    "epochs": 20,
-    "lr": 2e-3,
-    "beta": 0.01,
-    "distill": DEFAULT_DISTILL,
-}
+BUDGET, EPOCHS, LR, BETA = 0.1, 20, 2e-3, 0.01
 ATTACKED_IMAGES = 500
 IMAGENET_TOL = 0.2
 
@@ -81,22 +74,27 @@ def _prepare(output: Path) -> None:
 
 
 def _fashion(output: Path, observer: "Observer") -> dict[str, Any]:
-    from lrcompress.dlrt import DlrtOptions
+    from lrcompress.dlrt import DlrtOptions, TrainingOptions
     from lrcompress.pipeline import CompressOptions, EvaluateOptions, compress, evaluate
+    from lrcompress.plan import Budget, Calibration
     from lrcompress.robustness import AttackSettings
 
     # Copied, so that the commands in the report can be typed again and the baseline is found beside the artifact.
     with resources.as_file(resources.files("lrcompress") / "assets" / "fashion_mnist") as assets:
         shutil.copytree(assets, output / "fashion_mnist")
     checkpoint, data = output / "fashion_mnist" / "resnet.pt", output / "fashion_mnist"
-    training = DlrtOptions(**FASHION)
+    training = TrainingOptions(
+        DlrtOptions(Budget(fraction=BUDGET), lr=LR, beta=BETA), epochs=EPOCHS, distill=DEFAULT_DISTILL
+    )
     artifact = output / "fashion.safetensors"
     command = (
-        f"lrcompress compress {checkpoint} --tol {training.tol} --max-rank {training.max_rank} --data {data} "
-        f"--epochs {training.epochs} --lr {training.lr} --beta {training.beta} -o {artifact} --overwrite"
+        f"lrcompress compress {checkpoint} --budget {BUDGET} --data {data} --epochs {EPOCHS} --lr {LR} "
+        f"--beta {BETA} -o {artifact} --overwrite"
     )
     observer.on_stage(f"$ {command}")
-    options = CompressOptions(data=str(data), training=training, overwrite=True, command=command)
+    options = CompressOptions(
+        data=str(data), training=training, calibration=Calibration(str(data)), overwrite=True, command=command
+    )
     compress(str(checkpoint), artifact, options, observer=observer)
     samples = ATTACKED_IMAGES
     command = f"lrcompress attack {artifact} --pgd --samples {samples} --data {data}"

@@ -61,6 +61,7 @@ class PlanningOptions:
     layer_schemes: tuple[tuple[str, str], ...] = ()
     calibrate: str | None = None
     calibration_images: int | None = None
+    no_calibration: bool = False
     allow_zero_layers: bool = False
 
     def first_given(self) -> str:
@@ -97,15 +98,29 @@ class PlanningOptions:
             raise OptionError(f"{' and '.join(given)} exclude each other", hint="give one of them")
         return given[0] if given else ""
 
-    def calibration(self, seed: int) -> "Calibration | None":
-        """Returns the images to calibrate with, None without a calibration."""
+    def calibration(self, seed: int, *, training_data: str | None = None) -> "Calibration | None":
+        """Returns the images to calibrate with, None without a calibration.
+
+        Args:
+            seed: of their choice.
+            training_data: what is fine-tuned on, and calibrated with unless other images are given or none are wanted.
+        """
         from lrcompress.plan import Calibration
 
-        if self.calibrate is not None:
-            return Calibration(self.calibrate, self.calibration_images, seed)
+        source = self.calibrate or (None if self.no_calibration else training_data)
+        if source is not None:
+            return Calibration(source, self.calibration_images, seed)
         if self.calibration_images is not None:
             raise OptionError("--calibration-images needs a source of images", hint="--calibrate DIR")
         return None
+
+    def training_policy(self) -> "RankPolicy":
+        """Returns the policy that a fine-tuning goes on with; with a largest drop, the budget that this drives."""
+        from lrcompress.pipeline import MaxDrop
+        from lrcompress.plan import Budget
+
+        policy = self.rank_policy(seed=0)
+        return Budget(fraction=0.999) if isinstance(policy, MaxDrop) else policy
 
     def rank_policy(self, seed: int) -> "RankPolicy | MaxDrop":
         """Returns the policy that was asked for, the default tolerance without one."""
@@ -196,6 +211,10 @@ def planning_options(
     calibration_images: Annotated[
         int | None, typer.Option(min=1, help="How many images to calibrate with (default 256).")
     ] = None,
+    no_calibration: Annotated[
+        bool,
+        typer.Option("--no-calibration", help="Start a fine-tuning from the weights alone, not from activations."),
+    ] = False,
     allow_zero_layers: Annotated[
         bool, typer.Option("--allow-zero-layers", help="Leave layers alone whose weights are all zero.")
     ] = False,
@@ -220,11 +239,12 @@ def planning_options(
         layer_schemes=(*given.layer_schemes, *map(_pattern_and_scheme, layer_scheme or ())),
         calibrate=calibrate,
         calibration_images=calibration_images,
+        no_calibration=no_calibration,
         allow_zero_layers=allow_zero_layers,
     )
     # So that a value out of range is told before anything is read.
     options.rank_policy(seed=0)
-    options.calibration(seed=0)
+    options.calibration(seed=0, training_data="")
     options.layer_options()
     return options
 

@@ -22,9 +22,7 @@ def carry_first(moment: Float[Tensor, "g r s p"], change: BasisChange) -> Float[
     return multiply_core(change.left, moment, change.right)
 
 
-def carry_second(
-    moment: Float[Tensor, "g r s p"], change: BasisChange, *, floor: bool
-) -> Float[Tensor, "g q t p"]:
+def carry_second(moment: Float[Tensor, "g r s p"], change: BasisChange, *, floor: bool) -> Float[Tensor, "g q t p"]:
     """Returns an average of squared gradients in the new bases.
 
     It does not transform linearly; (left √v right)² is the authors' choice. It leaves the entries of new directions

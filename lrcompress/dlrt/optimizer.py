@@ -45,9 +45,7 @@ class Dlrt:
     Source: Schotthöfer, Yang, Schnake 2025 (arXiv 2505.08022), Algorithm 1.
     """
 
-    def __init__(
-        self, model: nn.Module, options: DlrtOptions, *, circumstances: Circumstances | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, options: DlrtOptions, *, circumstances: Circumstances | None = None) -> None:
         self.model, self.options = model, options
         self.layers = factored_layers(model)
         self.ranks = RankControl(model, options, circumstances or Circumstances())
@@ -185,7 +183,9 @@ class Dlrt:
         # One number first: asking each tensor would make a GPU wait for each.
         if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients.values())):
             wrong = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-            raise TrainingError(f"the gradient of `{(wrong or list(gradients))[0]}` is not finite", hint="lower --lr or --beta")
+            raise TrainingError(
+                f"the gradient of `{(wrong or list(gradients))[0]}` is not finite", hint="lower --lr or --beta"
+            )
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -39,9 +39,7 @@ class Penalty:
             start = max(start, SMALLEST_BETA)
         return cls(options, _is_scale_free(model, options), dict.fromkeys(layers, start))
 
-    def value(
-        self, layers: Mapping[str, FactoredLayer], retained: Mapping[str, tuple[int, ...]]
-    ) -> Float[Tensor, ""]:
+    def value(self, layers: Mapping[str, FactoredLayer], retained: Mapping[str, tuple[int, ...]]) -> Float[Tensor, ""]:
         """Returns Σ β R over the layers, differentiable in their cores.
 
         Of an augmented core only the block of the retained directions counts, unless the options ask for all of it.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lrcompress.dlrt.options import DlrtOptions
 from lrcompress.dlrt.step import possible_ranks, squared_errors
 from lrcompress.linalg import Factors
-from lrcompress.nn import FactoredLayer, factored_layers
+from lrcompress.nn import FactoredLayer, PlainLayer, factored_layers
 from lrcompress.plan import Choices, RankPolicy, WholeModel
 from lrcompress.schemes import Positions, Scheme, dense_macs, dense_parameters, find_scheme
 
@@ -49,7 +49,14 @@ class RankControl:
         self.layers = {name: _LayerCosts.of(name, layer, options, circumstances) for name, layer in layers.items()}
         others = sum(parameter.numel() for parameter in model.parameters())
         others -= sum(layer.own_parameters() for layer in layers.values())
-        self.whole = WholeModel(others + sum(layer.dense_parameters for layer in self.layers.values()), circumstances.macs)
+        self.whole = WholeModel(
+            others + sum(layer.dense_parameters for layer in self.layers.values()), circumstances.macs
+        )
+
+    def smallest_fraction(self) -> float:
+        """Returns the share of the dense network's parameters that is left with every rank at one."""
+        saved = sum(layer.dense_parameters - layer.smallest() for layer in self.layers.values())
+        return 1 - saved / self.whole.parameters
 
     def choose(self, rotated: Mapping[str, Factors]) -> dict[str, tuple[int, ...]]:
         """Returns the ranks of every layer.
@@ -61,11 +68,12 @@ class RankControl:
             return {}
         choices = {name: self.layers[name].choices(factors, self.policy) for name, factors in rotated.items()}
         indices = self.policy.choose(choices, self.whole)
-        return {
+        chosen = {}
+        for name, one in choices.items():
+            index = indices[name]
             # In the order of their parameters: of options that leave nothing out the first is the smallest.
-            name: one.option(int(one.squared_errors.argmin()) if indices[name] is None else indices[name]).ranks
-            for name, one in choices.items()
-        }
+            chosen[name] = one.option(int(one.squared_errors.argmin()) if index is None else index).ranks
+        return chosen
 
     def bound(self, rotated: Mapping[str, Factors]) -> dict[str, tuple[int, ...]]:
         """Returns the largest ranks that every layer may have, whatever the policy.
@@ -82,16 +90,14 @@ class _LayerCosts:
     """What one layer costs at any ranks."""
 
     scheme: Scheme
-    plain: nn.Module
+    plain: PlainLayer
     positions: Positions
     dense_parameters: int
     dense_macs: int
     allowed: "_Bounds"
 
     @classmethod
-    def of(
-        cls, name: str, layer: FactoredLayer, options: DlrtOptions, circumstances: Circumstances
-    ) -> "_LayerCosts":
+    def of(cls, name: str, layer: FactoredLayer, options: DlrtOptions, circumstances: Circumstances) -> "_LayerCosts":
         plain = layer.plain()
         # A part of a split layer is called with the whole.
         whole = name.rpartition(".parts.")[0] or name
@@ -100,6 +106,11 @@ class _LayerCosts:
         bounds = _Bounds(options.min_rank, options.max_rank, options.round_ranks, fixed)
         scheme = find_scheme(layer.scheme)
         return cls(scheme, plain, positions, dense_parameters(plain), dense_macs(plain, positions), bounds)
+
+    def smallest(self) -> int:
+        """Returns the number of parameters at the smallest ranks."""
+        ranks = torch.ones(1, self.scheme.modes or 1, dtype=torch.long)
+        return int(self.scheme.parameters(self.plain, ranks)[0])
 
     def choices(self, rotated: Factors, policy: RankPolicy) -> Choices:
         ranks = possible_ranks(rotated)
@@ -132,9 +143,7 @@ class _Bounds:
     multiple: int
     fixed: tuple[int, ...] | None
 
-    def select(
-        self, ranks: Int[Tensor, "k modes"], useful: Tensor, parameters: Int[Tensor, "k"]
-    ) -> Int[Tensor, "j"]:
+    def select(self, ranks: Int[Tensor, "k modes"], useful: Tensor, parameters: Int[Tensor, "k"]) -> Int[Tensor, "j"]:
         """Returns the indices of the allowed ranks, of the smallest one if there are none."""
         most = ranks.amax(0)
         if self.fixed is not None:

@@ -68,9 +68,7 @@ def squared_errors(rotated: Factors, ranks: Int[Tensor, "k modes"]) -> Float[Ten
     return (1 - shares).clamp_min(0) * (total > 0)
 
 
-def cut(
-    rotated: Factors, change: BasisChange, ranks: tuple[int, ...]
-) -> tuple[Factors, BasisChange]:
+def cut(rotated: Factors, change: BasisChange, ranks: tuple[int, ...]) -> tuple[Factors, BasisChange]:
     """Returns rotated factors, and the change of basis that led to them, cut to some ranks."""
     outputs, inputs = ranks[0], ranks[-1]
     U, S, V = rotated

@@ -17,11 +17,13 @@ class DropTarget:
     Attributes:
         reference: held-out accuracy of the uncompressed network, in [0, 1].
         points: the largest drop, in points.
-        fraction: of the dense network's parameters that may be kept now; None before the first epoch.
+        smallest: share of the dense network's parameters below which no budget can go.
+        fraction: of these parameters that may be kept now; None before the first epoch.
     """
 
     reference: float
     points: float
+    smallest: float
     fraction: float | None = None
 
     def after(self, accuracy: float, kept: float) -> Budget:
@@ -34,7 +36,7 @@ class DropTarget:
         drop = 100 * (self.reference - accuracy)
         now = min(self.fraction or kept, kept) if drop <= self.points else max(self.fraction or kept, kept)
         factor = SHRINK if drop <= self.points / 2 else 1.0 if drop <= self.points else GROW
-        self.fraction = min(now * factor, 0.999)
+        self.fraction = min(max(now * factor, 1.05 * self.smallest), 0.999)
         return self.policy()
 
     def policy(self) -> Budget:

@@ -109,7 +109,7 @@ class _Run:
         self.adversary = adversary
         self.target = None
         if options.max_drop is not None and dense is not None:
-            self.target = DropTarget(self._accuracy(dense), options.max_drop)
+            self.target = DropTarget(self._accuracy(dense), options.max_drop, self.dlrt.ranks.smallest_fraction())
         self.steps_per_epoch = count_training_batches(len(images), options.batch_size, processes=world()[1])
         self.steps = options.count_steps(self.steps_per_epoch)
         frozen_steps = max(1, round(options.frozen_fraction * self.steps))
@@ -138,7 +138,9 @@ class _Run:
                     save(self.state())
                     saved = time.monotonic()
                 if stopped:
-                    raise TrainingError(f"stopped in step {self.step} of {self.steps}", hint="--resume goes on from here")
+                    raise TrainingError(
+                        f"stopped in step {self.step} of {self.steps}", hint="--resume goes on from here"
+                    )
                 if self._is_over():
                     break
             self._end_epoch_()

@@ -68,8 +68,5 @@ def describe_layers(
 
 def condition_numbers(model: nn.Module) -> dict[str, float]:
     """Returns κ = σ₁/σ_r of every layer that is still in the form U S Vᵀ and whose σ_r is not zero."""
-    kappas = {
-        name: condition_number(core_spectrum(layer.S))
-        for name, layer in factored_layers(model).items()
-    }
+    kappas = {name: condition_number(core_spectrum(layer.S)) for name, layer in factored_layers(model).items()}
     return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}

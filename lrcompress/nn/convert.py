@@ -29,13 +29,13 @@ class FactoredSplitLinear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "m n"]:
         """The weights of all parts, one below the other."""
-        return torch.cat([part.weight for part in self.parts])  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return torch.cat([part.weight for part in self.parts])  # pyright: ignore[reportArgumentType]
 
     @property
     def bias(self) -> Tensor | None:
         """The biases of all parts in one, if there are any."""
         biases = [part.bias for part in self.parts]
-        return None if biases[0] is None else torch.cat(biases)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return None if biases[0] is None else torch.cat(biases)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Returns the outputs of all parts, one after the other."""

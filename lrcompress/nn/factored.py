@@ -129,13 +129,13 @@ class FactoredLayer(nn.Module, ABC):
     def _kind(self) -> dict[str, Any]:
         return {"device": self.S.device, "dtype": self.S.dtype}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         # A state from another moment of the training has other ranks.
         for name in ("U", "S", "V"):
             value, parameter = state_dict.get(prefix + name), getattr(self, name)
             if isinstance(value, Tensor) and value.ndim == parameter.ndim:
                 parameter.data = parameter.data.new_empty(value.shape)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class FactoredLinear(FactoredLayer):

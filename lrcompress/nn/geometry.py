@@ -62,8 +62,8 @@ class ConvGeometry:
     output_padding: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, conv: Convolution) -> "ConvGeometry":
-        """Returns the geometry of a layer."""
+    def of(cls, conv: Any) -> "ConvGeometry":
+        """Returns the geometry of a convolution, or of a low-rank layer in the place of one."""
         padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
         return cls(
             tuple(conv.kernel_size),

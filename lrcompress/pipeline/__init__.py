@@ -5,6 +5,7 @@ from lrcompress.pipeline.compression import CompressOptions, compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.planning import LayerOptions, plan_loaded
+from lrcompress.pipeline.processes import joined_processes
 from lrcompress.pipeline.search import MaxDrop
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "compress",
     "evaluate",
     "find_baseline",
+    "joined_processes",
     "plan_loaded",
 ]

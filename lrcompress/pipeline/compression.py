@@ -1,5 +1,6 @@
 """The stages from checkpoint to report."""
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,22 +21,23 @@ from lrcompress.artifact import (
 )
 from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
-from lrcompress.dlrt import DlrtOptions, FineTuning, fine_tune_
+from lrcompress.dlrt import FineTuning, TrainingOptions, world
 from lrcompress.errors import DataError, OptionError, OutputError
-from lrcompress.factorize import condition_numbers, describe_layers, factorize, factorize_for_training, fold_
+from lrcompress.factorize import describe_layers, factorize
 from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
 from lrcompress.models import PixelModel, is_hub_name
+from lrcompress.pipeline.fine_tuning import FineTuned, fine_tune_loaded, starting_policy
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, draw_calibration, plan_loaded
 from lrcompress.pipeline.search import MaxDrop
+from lrcompress.pipeline.unfinished import refuse_to_lose, unfinished_path
 from lrcompress.plan import (
     Calibration,
     CompressionPlan,
     Decomposer,
     LayerRecord,
     RankPolicy,
-    TrainingStart,
     check_plan,
     check_source,
     find_layers,
@@ -53,7 +55,7 @@ class CompressOptions:
         plan: a plan to execute instead, without fine-tuning.
         load: how to read the checkpoint; a plan brings its preprocessing, and what is given must agree with it.
         data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
-        training: settings of DLRT, whose tolerance and largest rank choose the ranks; None does not fine-tune.
+        training: settings of the fine-tuning, whose policy chooses the ranks; None does not fine-tune.
         samples: largest number of test images for the report; None takes all.
         seed: of the choice of these images.
         layers: which layers are factorised, and how; without effect on a plan, which says so itself.
@@ -62,6 +64,7 @@ class CompressOptions:
         timing: whether both models are timed, which needs both in memory at once.
         device: where to compute.
         overwrite: whether existing outputs may be replaced.
+        resume: whether a fine-tuning that did not end goes on.
         command: what the user typed, for the report.
     """
 
@@ -69,7 +72,7 @@ class CompressOptions:
     plan: CompressionPlan | None = None
     load: LoadOptions = field(default_factory=LoadOptions)
     data: str | None = None
-    training: DlrtOptions | None = None
+    training: TrainingOptions | None = None
     samples: int | None = None
     seed: int = 0
     layers: LayerOptions = field(default_factory=LayerOptions)
@@ -77,13 +80,14 @@ class CompressOptions:
     timing: bool = True
     device: str = "cpu"
     overwrite: bool = False
+    resume: bool = False
     command: str = "lrcompress.compress(…)"
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.policy, self.plan, self.training)) != 1:
             raise OptionError(
                 "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
-                hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=DlrtOptions(…)",
+                hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=TrainingOptions(…)",
             )
         if self.plan is not None and (self.calibration is not None or self.layers != LayerOptions()):
             raise OptionError(
@@ -94,11 +98,8 @@ class CompressOptions:
             self.policy.check_data(self.data)
         if self.training is not None and self.data is None:
             raise OptionError("fine-tuning needs images", hint="--data DIR")
-        schemes = {self.layers.scheme, *self.layers.layer_schemes.values()}
-        if self.training is not None and not schemes <= {"auto", "matrix"}:
-            raise OptionError(
-                "fine-tuning trains the matrix form only, in this version", hint="--scheme matrix, or --epochs 0"
-            )
+        if self.resume and self.training is None:
+            raise OptionError("there is nothing to resume without fine-tuning", hint="--data DIR, and not --epochs 0")
 
 
 def compress(
@@ -126,19 +127,20 @@ def compress(
     train, test = _open_data(loaded, options)
     plan, decomposer = _plan(loaded, options, observer)
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
-    tuning, start_kappas = None, {}
+    tuned = None
     if train is not None and options.training is not None and plan.factorized():
-        model = factorize_for_training(loaded.model, plan, decomposer=decomposer)
-        start_kappas = condition_numbers(model)
-        observer.on_stage(f"fine-tuning on {train.description}")
-        tuning = _fine_tune_(model, loaded, train, options.training, options.device, observer)
-        fold_(model)
+        tuned = _fine_tune(loaded, plan, decomposer, train, path, options, observer)
+        model = tuned.model
     else:
         model = factorize(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
+    if world()[0] != 0:
+        return {}  # the rest is the work of process 0
     _check_runs(model, loaded)
     round_weights_(model, loaded.dtype)
 
-    layers = describe_layers(loaded.model, model, plan, start_kappas=start_kappas)
+    tuning = None if tuned is None else tuned.tuning
+    kappas = {} if tuned is None else tuned.start_kappas
+    layers = describe_layers(loaded.model, model, plan, start_kappas=kappas)
     manifest = _describe(loaded, model, layers, _recipe(plan, options, tuning), test)
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
@@ -152,7 +154,7 @@ def compress(
         artifact=path,
         artifact_bytes=packed.size,
         artifact_sha256=packed.sha256,
-        training_log=[asdict(entry) for entry in tuning.log] if tuning else None,
+        training_log=[record.to_json() for record in tuning.log] if tuning else None,
         latency=latency,
     )
     if test is not None:
@@ -170,6 +172,7 @@ def compress(
     save_artifact(path, packed)
     for document, content in documents.items():
         write_atomically(document, content)
+    unfinished_path(path).unlink(missing_ok=True)
     return report
 
 
@@ -205,7 +208,7 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         return replace(plan, calibration=calibration), Decomposer(metrics)
     policy = options.policy
     if options.training is not None:
-        policy = TrainingStart(options.training.tol, max_rank=options.training.max_rank)
+        policy = starting_policy(options.training, seed=options.seed)
     assert policy is not None  # checked when the options were made
     return plan_loaded(
         loaded,
@@ -244,6 +247,7 @@ def _check_places(source: str, output: Path, options: CompressOptions) -> None:
         raise OptionError(f"the output must end in .safetensors, got `{output}`", hint=f"-o {output.stem}.safetensors")
     weights = None if is_hub_name(source) else find_weights(source)
     check_outputs([output, *report_paths(output)], overwrite=options.overwrite)
+    refuse_to_lose(output, resume=options.resume, overwrite=options.overwrite)
     if weights is not None and output.exists() and output.samefile(weights):
         raise OutputError(f"`{output}` is the checkpoint itself, which is kept", hint="name another file with -o")
 
@@ -264,20 +268,31 @@ def _open_data(loaded: LoadedModel, options: CompressOptions) -> tuple[ImageSet 
     return open_for(loaded.preprocessing, loaded.num_classes, options.data, "train"), test
 
 
-def _fine_tune_(
-    model: nn.Module,
+def _fine_tune(
     loaded: LoadedModel,
+    plan: CompressionPlan,
+    decomposer: Decomposer,
     images: ImageSet,
-    training: DlrtOptions,
-    device: str,
+    output: Path,
+    options: CompressOptions,
     observer: Observer,
-) -> FineTuning:
-    student = PixelModel(model, loaded.preprocessing).to(device)
-    teacher = PixelModel(loaded.model, loaded.preprocessing).to(device)
-    tuning = fine_tune_(student, images, training, teacher=teacher, on_progress=observer.on_training)
-    for network in (student, teacher):
-        network.to("cpu").to(memory_format=torch.contiguous_format)
-    return tuning
+) -> FineTuned:
+    assert options.training is not None and options.data is not None  # checked when the options were made
+    planned = plan.factorized()
+    given = {name for pattern in options.layers.layer_ranks for name in fnmatch.filter(planned, pattern)}
+    return fine_tune_loaded(
+        loaded,
+        plan,
+        decomposer,
+        images,
+        options.training,
+        data=options.data,
+        output=output,
+        resume=options.resume,
+        given_ranks={name: planned[name].ranks for name in given},
+        device=options.device,
+        observer=observer,
+    )
 
 
 def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
@@ -293,13 +308,14 @@ def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning 
     if tuning is not None and options.training is not None:
         chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
         recipe["fine_tuning"] = {
-            **asdict(options.training),
+            **options.training.describe(),
             "penalty": tuning.penalty,
             "data": options.data,
             "chosen_epoch": tuning.chosen_epoch,
             "held_out_images": tuning.held_out_images,
             "held_out_accuracy": chosen.held_out_accuracy,
             "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
+            **({} if tuning.reached is None else {"target_reached": tuning.reached}),
         }
     return recipe
 

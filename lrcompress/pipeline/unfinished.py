@@ -1,0 +1,131 @@
+"""The state of a fine-tuning that has not ended: written beside the output, read again by `--resume`."""
+
+import io
+import pickle
+import signal
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrcompress.artifact import write_atomically
+from lrcompress.dlrt import world
+from lrcompress.errors import OptionError, OutputError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """A file that holds the state of a run.
+
+    Attributes:
+        path: where it is.
+        settings: all that the result depends on, as JSON types; a run goes on only with the same.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def beside(cls, output: Path, settings: Mapping[str, Any]) -> "UnfinishedRun":
+        """Returns the run whose result will be `output`."""
+        return cls(unfinished_path(output), settings)
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns the state to go on from, None if there is none.
+
+        Raises:
+            OutputError: if the file cannot be read.
+            OptionError: if it is the state of a run with other settings.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            version, settings, state = (content[key] for key in ("version", "settings", "state"))
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            KeyError,
+            TypeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise OutputError(
+                f"`{self.path}` is no state of a run, or damaged", hint="--overwrite starts the run anew"
+            ) from error
+        if version != VERSION:
+            raise OptionError(
+                f"`{self.path}` was written by another version of this program", hint="--overwrite starts the run anew"
+            )
+        wanted = dict(self.settings)
+        different = [key for key in sorted({*settings, *wanted}) if settings.get(key) != wanted.get(key)]
+        if different:
+            key = different[0]
+            raise OptionError(
+                f"`{self.path}` is of a run with {key} {settings.get(key)!r}, this one has {wanted.get(key)!r}",
+                hint="resume with the same command, or start anew with --overwrite",
+            )
+        return state
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Replaces the file by a new state, whole or not at all.
+
+        Raises:
+            OutputError: if the file system refuses; the old state is still there then.
+        """
+        if world()[0] != 0:
+            return
+        content = io.BytesIO()
+        torch.save({"version": VERSION, "settings": dict(self.settings), "state": dict(state)}, content)
+        write_atomically(self.path, content.getvalue())
+
+
+def unfinished_path(output: Path) -> Path:
+    """Returns where the state of a run is kept while its result is not there."""
+    return output.with_name(f"{output.stem}.unfinished.pt")
+
+
+def refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raises `OptionError` if there is the state of a run that starting anew would replace."""
+    path = unfinished_path(output)
+    if path.exists() and not resume and not overwrite:
+        raise OptionError(
+            f"`{path}` is the state of a run that has not ended",
+            hint="--resume goes on with it, --overwrite starts anew",
+        )
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether the process was asked to end, by Ctrl-C or SIGTERM.
+
+    The first request is left to whoever asks; a second one ends the process as usual. Outside of the main thread, where
+    signals do not arrive, nobody is ever asked to end.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def note(number: int, frame: object) -> None:
+        asked.append(number)
+        for each in signals:
+            signal.signal(each, before[each])
+
+    for number in signals:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])

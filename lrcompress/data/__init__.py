@@ -1,13 +1,17 @@
 """Labelled images in [0, 1]: the only form in which the stages see data."""
 
-from lrcompress.data.augment import random_crop_and_flip
+from lrcompress.data.augment import Augmentation, random_crop_and_flip
 from lrcompress.data.images import ImageSet, iterate_batches, random_subset, split_held_out
 from lrcompress.data.sources import describe_sources, open_images
+from lrcompress.data.training import count_training_batches, iterate_training_batches
 
 __all__ = [
+    "Augmentation",
     "ImageSet",
+    "count_training_batches",
     "describe_sources",
     "iterate_batches",
+    "iterate_training_batches",
     "open_images",
     "random_crop_and_flip",
     "random_subset",

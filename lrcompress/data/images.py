@@ -61,6 +61,12 @@ def _collate(items: Any) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"]]:
     return torch.stack(images), torch.tensor(labels)
 
 
+def fetch(dataset: Dataset[Any], indices: list[int]) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"]]:
+    """Returns the images and labels with these indices, as a loader of one batch would."""
+    fetch_all = getattr(dataset, "__getitems__", None)
+    return _collate(fetch_all(indices) if fetch_all is not None else [dataset[index] for index in indices])
+
+
 def iterate_batches(
     images: ImageSet,
     *,

@@ -6,17 +6,14 @@ A folder of class folders, a folder of idx files, the samples that foolbox ships
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from lrcompress.data.idx import IdxImages, find_idx_files, read_idx
 from lrcompress.data.images import ImageSet
+from lrcompress.data.pictures import FileImages, FitToInput, Mode, TimmImages
 from lrcompress.errors import DataError
 
 Split = Literal["train", "test"]
@@ -24,36 +21,6 @@ SAMPLE_SETS = ("imagenet", "cifar10", "cifar100", "mnist", "fashionMNIST")
 SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "validation", "valid", "eval")}
 # Fixed, and not the seed of a run: the images kept apart must be the same ones for every verb and every run.
 KEPT_APART_SEED, KEPT_APART_FRACTION = 2025, 0.1
-
-
-class FileImages(Dataset[tuple[Tensor, int]]):
-    """Images read from files one by one.
-
-    Args:
-        samples: (file, class index) pairs.
-        transform: from a PIL image to a float32 tensor in [0, 1].
-        mode: PIL's mode to convert to, "RGB" or "L".
-    """
-
-    def __init__(self, samples: Sequence[tuple[str, int]], transform: Callable[[Any], Tensor], mode: str) -> None:
-        self.samples = list(samples)
-        self.transform = transform
-        self.mode = mode
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        file, label = self.samples[index]
-        try:
-            with Image.open(file) as image:
-                return self.transform(image.convert(self.mode)), label
-        # PIL raises a SyntaxError for a PNG file with a broken chunk.
-        except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"cannot read the image `{file}`: {str(error) or type(error).__name__}",
-                hint="remove or repair the file; nothing is skipped silently",
-            ) from error
 
 
 def describe_sources(*, labelled: bool = True) -> str:
@@ -91,9 +58,9 @@ def open_images(
         DataError: if there is no such source, it has no classes, or its images cannot be read.
     """
     if source.startswith("samples/"):
-        return _open_samples(source, _transform(input_size, crop_pct, interpolation), _mode(input_size))
+        return _open_samples(source, FitToInput(input_size, crop_pct, interpolation), _mode(input_size))
     if re.match(r"(torch|hfds)/", source):
-        return _open_timm(source, split, _transform(input_size, crop_pct, interpolation), _mode(input_size), option)
+        return _open_timm(source, split, FitToInput(input_size, crop_pct, interpolation), _mode(input_size), option)
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise DataError(f"no data at `{source}`", hint=f"{option} takes {describe_sources(labelled=labelled)}")
@@ -108,12 +75,12 @@ def open_images(
         largest = max(int(read_idx(labels).max()) for _, labels in filter(None, (pair, other)))
         names = tuple(str(label) for label in range(largest + 1))
         return ImageSet(dataset, names, f"{source} ({split} split)")
-    transform = _transform(input_size, crop_pct, interpolation)
-    return _open_folder(folder, split, transform, _mode(input_size), labelled=labelled, option=option)
+    fit = FitToInput(input_size, crop_pct, interpolation)
+    return _open_folder(folder, split, fit, _mode(input_size), labelled=labelled, option=option)
 
 
-def _mode(input_size: tuple[int, int, int]) -> str:
-    modes = {1: "L", 3: "RGB"}
+def _mode(input_size: tuple[int, int, int]) -> Mode:
+    modes: dict[int, Mode] = {1: "L", 3: "RGB"}
     if input_size[0] not in modes:
         raise DataError(
             f"image files give 1 or 3 channels, the network takes {input_size[0]}",
@@ -122,27 +89,7 @@ def _mode(input_size: tuple[int, int, int]) -> str:
     return modes[input_size[0]]
 
 
-def _transform(input_size: tuple[int, int, int], crop_pct: float, interpolation: str) -> Callable[[Any], Tensor]:
-    from timm.data.transforms_factory import create_transform
-
-    channels = input_size[0]
-    transform: Any = create_transform(
-        input_size,
-        is_training=False,
-        crop_pct=crop_pct,
-        interpolation=interpolation,
-        mean=(0.0,) * channels,
-        std=(1.0,) * channels,
-    )
-
-    # Bicubic filters overshoot before the conversion to bytes only; clamp keeps the promise for any transform.
-    def to_unit_range(image: Any) -> Tensor:
-        return torch.as_tensor(transform(image)).clamp(0.0, 1.0)
-
-    return to_unit_range
-
-
-def _open_samples(source: str, transform: Callable[[Any], Tensor], mode: str) -> ImageSet:
+def _open_samples(source: str, fit: FitToInput, mode: Mode) -> ImageSet:
     name = source.removeprefix("samples/")
     if name not in SAMPLE_SETS:
         raise DataError(
@@ -155,12 +102,10 @@ def _open_samples(source: str, transform: Callable[[Any], Tensor], mode: str) ->
     folder = Path(spec.submodule_search_locations[0]) / "data"
     files = sorted(folder.glob(f"{name}_*_*.*"))
     samples = [(str(file), int(file.stem.rsplit("_", 1)[1])) for file in files]
-    return ImageSet(FileImages(samples, transform, mode), (), f"foolbox's {len(samples)} {name} samples")
+    return ImageSet(FileImages(samples, fit, mode=mode, size=fit.size), (), f"foolbox's {len(samples)} {name} samples")
 
 
-def _open_folder(
-    folder: Path, split: Split, transform: Callable[[Any], Tensor], mode: str, *, labelled: bool, option: str
-) -> ImageSet:
+def _open_folder(folder: Path, split: Split, fit: FitToInput, mode: Mode, *, labelled: bool, option: str) -> ImageSet:
     place = next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), None)
     other = next((name for names in SPLIT_FOLDERS.values() for name in names if (folder / name).is_dir()), None)
     if place is None and other is not None:
@@ -176,7 +121,7 @@ def _open_folder(
     if place is None:
         samples = _keep_apart(samples, split)
         description = f"{folder} ({'the 10 % kept apart' if split == 'test' else 'without the 10 % kept apart'})"
-    return ImageSet(FileImages(samples, transform, mode), names, description)
+    return ImageSet(FileImages(samples, fit, mode=mode, size=fit.size), names, description)
 
 
 def _find_files(
@@ -215,7 +160,7 @@ def _keep_apart(samples: list[tuple[str, int]], split: Split) -> list[tuple[str,
     return [samples[index] for index in chosen]
 
 
-def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mode: str, option: str) -> ImageSet:
+def _open_timm(source: str, split: Split, fit: FitToInput, mode: Mode, option: str) -> ImageSet:
     from timm.data.dataset_factory import create_dataset
 
     root = Path.home() / ".cache" / "lrcompress" / "data"
@@ -235,6 +180,5 @@ def _open_timm(source: str, split: Split, transform: Callable[[Any], Tensor], mo
             f"cannot open `{source}`: {reason}",
             hint=f"check the name and the connection, or give a folder with {option} DIR",
         ) from error
-    dataset.transform = lambda image: transform(image.convert(mode))
     names = tuple(str(name) for name in getattr(dataset, "classes", ()))
-    return ImageSet(dataset, names, f"{source} ({split} split)")
+    return ImageSet(TimmImages(dataset, fit, mode=mode, size=fit.size), names, f"{source} ({split} split)")

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from lrcompress.data import random_crop_and_flip
+from lrcompress.data import Augmentation, random_crop_and_flip
+from lrcompress.data.augment import shift_and_mirror
+from lrcompress.errors import OptionError
 
 
 def augment(images, *, padding, flip, seed=0):
@@ -53,3 +55,48 @@ def test_the_generator_is_the_only_source_of_randomness():
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_images_are_cut_at_the_given_places_and_then_mirrored():
+    image = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]).reshape(1, 1, 2, 3)
+    shifts, mirrored = torch.tensor([[1, 1], [0, 1], [1, 2], [1, 2]]), torch.tensor([False, False, False, True])
+    results = shift_and_mirror(image.expand(4, -1, -1, -1), padding=1, shifts=shifts, mirrored=mirrored)
+    assert results[:, 0].tolist() == [
+        [[1, 2, 3], [4, 5, 6]],
+        [[0, 0, 0], [1, 2, 3]],
+        [[2, 3, 0], [5, 6, 0]],
+        [[0, 3, 2], [0, 6, 5]],
+    ]
+
+
+OUT_OF_RANGE = {
+    "--crop": [{"crop": -1}],
+    "--crop-scale": [
+        {"crop_scale": (0.009, 1.0)},
+        {"crop_scale": (0.5, 1.1)},
+        {"crop_scale": (0.8, 0.5)},
+        {"crop_scale": (float("nan"), 1.0)},
+    ],
+    "--randaugment": [
+        {"randaugment": text}
+        for text in ("", "rand-", "augmix-m3", "rand-m9.5", "rand-mstd", "rand-x3", "rand-tsomething", "rand-p1.5")
+    ],
+    "--mixup": [{"mixup": -0.1}, {"mixup": float("nan")}, {"mixup": float("inf")}],
+    "--cutmix": [{"cutmix": -0.1}, {"cutmix": float("inf")}],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "values"), [(option, values) for option, table in OUT_OF_RANGE.items() for values in table]
+)
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_option(option, values):
+    with pytest.raises(OptionError) as refused:
+        Augmentation(**values)
+    assert refused.value.message.startswith(f"{option} must be")
+    assert str(next(iter(values.values()))) in refused.value.message
+    assert refused.value.hint
+
+
+def test_values_at_the_ends_of_their_ranges_are_taken():
+    Augmentation(crop=0, crop_scale=(1.0, 1.0), mixup=0.0, cutmix=0.0)
+    Augmentation(crop_scale=(0.01, 0.01))

@@ -42,6 +42,11 @@ def random_subset(images: ImageSet, count: int, *, seed: int) -> ImageSet:
     return _select(images, chosen, f"{images.description}, {count} images drawn with seed {seed}")
 
 
+def shard_images(images: ImageSet, rank: int, count: int) -> ImageSet:
+    """Returns every `count`-th image, beginning with number `rank`: one process's part of an evaluation."""
+    return images if count == 1 else _select(images, range(rank, len(images), count), images.description)
+
+
 def split_held_out(images: ImageSet, *, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Returns (the rest, a held-out part): `fraction` of the images, at least one, drawn at random.
 

@@ -1,7 +1,7 @@
 """The settings of a fine-tuning run."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lrcompress.data import Augmentation
@@ -113,5 +113,5 @@ class TrainingOptions:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as JSON types: what a repetition needs."""
-        own = {**vars(self), **self.dlrt.describe(), "augmentation": vars(self.augmentation)}
+        own = {**vars(self), **self.dlrt.describe(), "augmentation": asdict(self.augmentation)}
         return {key: value for key, value in own.items() if key not in ("dlrt", "save_seconds", "workers")}

@@ -20,7 +20,7 @@ from lrcompress.dlrt.settings import TrainingOptions
 from lrcompress.dlrt.sync_norm import synchronised_batch_norms
 from lrcompress.dlrt.target import DropTarget
 from lrcompress.errors import DataError, EvaluationError, OptionError, TrainingError
-from lrcompress.measure import measure_accuracy
+from lrcompress.measure import eval_mode, measure_accuracy
 from lrcompress.nn import count_shipped_parameters
 
 ROBUST_IMAGES = 1000  # held-out images that are attacked after each epoch of adversarial training
@@ -60,7 +60,7 @@ def fine_tune_(
         DataError: if there are too few images for one batch, or labels that the model does not have.
     """
     rest, held_out = split_held_out(images, fraction=options.held_out, seed=options.seed)
-    if count_training_batches(len(rest), options.batch_size, processes=world()[1]) == 0:
+    if count_training_batches(len(rest), batch_size=options.batch_size, processes=world()[1]) == 0:
         raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
     if dense is None and (options.distill > 0 or options.max_drop is not None):
         raise OptionError("distillation needs the uncompressed model", hint="pass dense=, or distill=0")
@@ -110,7 +110,7 @@ class _Run:
         self.target = None
         if options.max_drop is not None and dense is not None:
             self.target = DropTarget(self._accuracy(dense), options.max_drop, self.dlrt.ranks.smallest_fraction())
-        self.steps_per_epoch = count_training_batches(len(images), options.batch_size, processes=world()[1])
+        self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
         self.steps = options.count_steps(self.steps_per_epoch)
         frozen_steps = max(1, round(options.frozen_fraction * self.steps))
         self.frozen_from = self.steps - frozen_steps
@@ -187,10 +187,15 @@ class _Run:
             batch_size=self.options.batch_size,
             epoch=self.epoch,
             seed=self.options.seed,
+            classes=self._count_classes() if self.options.augmentation.mixes else None,
             workers=self.options.workers,
             shard=world(),
             first_batch=self.batch,
         )
+
+    def _count_classes(self) -> int:
+        with torch.no_grad(), eval_mode(self.model):
+            return self.model(self.held_out.dataset[0][0][None].to(self.device)).shape[1]
 
     def _train_step_(self, pixels: Tensor, labels: Tensor) -> float:
         """Takes one step on this process's part of a batch and returns its loss, averaged over all processes."""

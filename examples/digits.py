@@ -18,9 +18,10 @@ from torch import nn
 
 import lrcompress
 from lrcompress.checkpoint import LoadOptions
-from lrcompress.data import iterate_batches, open_images
-from lrcompress.dlrt import DlrtOptions
+from lrcompress.data import Augmentation, iterate_batches, open_images
+from lrcompress.dlrt import DlrtOptions, TrainingOptions
 from lrcompress.pipeline import CompressOptions, EvaluateOptions, evaluate
+from lrcompress.plan import Budget
 from lrcompress.robustness import AttackSettings
 
 SIZE = (1, 8, 8)
@@ -65,7 +66,9 @@ def main(folder: Path) -> None:
     checkpoint, factory = train(folder), f"{__file__}:digits_network"
     # Written for images that are not normalised; mean 0 and std 1 are the default for one's own network.
     load = LoadOptions(arch=factory, preprocessing={"input_size": SIZE})
-    training = DlrtOptions(tol=0.15, epochs=6, max_rank=16, batch_size=64, crop=0, flip=False, distill=0.5)
+    training = TrainingOptions(
+        DlrtOptions(Budget(fraction=0.2)), epochs=6, batch_size=64, augmentation=Augmentation(0, flip=False), distill=0.5
+    )
     artifact = folder / "small.safetensors"
     options = CompressOptions(load=load, data=str(folder), training=training)
     lrcompress.compress(str(checkpoint), artifact, options)

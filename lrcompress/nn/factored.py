@@ -62,6 +62,9 @@ class FactoredLayer(nn.Module, ABC):
         """Takes over new factors of any rank and forgets gradients, which have the old shapes."""
         for parameter, value in zip((self.U, self.S, self.V), factors, strict=True):
             parameter.grad = None
+            # An earlier step's graph may be alive still, and with it the node that collects this parameter's gradient,
+            # made for the old shape. A change of type makes autograd forget it.
+            parameter.data = value.new_empty(0, dtype=torch.float32 if value.dtype == torch.float64 else torch.float64)
             parameter.data = value.contiguous()
 
     def ask_for_basis_gradients_(self, wanted: bool) -> None:

@@ -1,0 +1,359 @@
+"""What fine-tuning makes of a network, and what it costs: VGG11-BN on Fashion-MNIST.
+
+    python benchmarks/dlrt.py rows --data DIR            # all rows that are missing, in order: hours
+    python benchmarks/dlrt.py rows --data DIR distilled  # those whose names contain one of the words, again
+    python benchmarks/dlrt.py cost                       # step time and memory against dense training, some minutes
+    python benchmarks/dlrt.py profile                    # where the time of a step goes
+    python benchmarks/dlrt.py orthonormality             # after 1,000 cycles
+    python benchmarks/dlrt.py --summary                  # prints the committed figures and runs nothing
+
+The rows need runs/vgg11_bn.pt of train_networks.py. Every row but the first two starts from that checkpoint and trains
+for the same number of epochs on the same 54,000 images; the best epoch is chosen on the other 6,000 of the training
+split. The test split is seen once, at the end of each row. A row that is stopped goes on from runs/dlrt/.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from networks import vgg11_bn
+from results import read_results, write_results
+from torch import nn
+
+from lrcompress.artifact.tensors import iterate_file
+from lrcompress.checkpoint import LoadedModel, LoadOptions, load_checkpoint
+from lrcompress.data import open_images, random_subset
+from lrcompress.dlrt import Dlrt, DlrtOptions, TrainingOptions, fine_tune_
+from lrcompress.factorize import factorize, factorize_for_training, fold_
+from lrcompress.measure import count_macs, count_parameters
+from lrcompress.models import PixelModel
+from lrcompress.nn import factored_layers
+from lrcompress.pipeline import LayerOptions, plan_loaded
+from lrcompress.plan import Budget, Calibration, make_plan
+from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models, wilson_interval
+from lrcompress.schemes import find_scheme
+
+ARCH = "benchmarks/networks.py:vgg11_bn"
+FOLDER = Path("runs/dlrt")
+EPOCHS = 8
+ATTACKED, EPS = 1000, (4 / 255, 8 / 255)
+METHOD: dict[str, Any] = {"lr": 2e-3}
+LOOP: dict[str, Any] = {"epochs": EPOCHS, "precision": "bfloat16"}
+ADVERSARIAL: dict[str, Any] = {"adversarial": "fgsm-rs", "adversarial_eps": 8 / 255}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network to make.
+
+    Attributes:
+        title: in the table.
+        keep: share of the parameters; None leaves the network dense.
+        trains: "nothing", "weights" (all of them, of the dense or the folded network) or "dlrt".
+        method: settings of DLRT.
+        loop: settings of the training.
+    """
+
+    title: str
+    keep: float | None
+    trains: str = "nothing"
+    method: dict[str, Any] = field(default_factory=dict)
+    loop: dict[str, Any] = field(default_factory=dict)
+
+
+ROWS = {
+    "dense": Row("dense, as it is", None),
+    "svd_95": Row("truncated with calibration, not trained", 0.05),
+    "distilled_95": Row("DLRT + distillation", 0.05, "dlrt", {}, {"distill": 0.9}),
+    "dense_long": Row("dense, trained as long", None, "weights"),
+    "distilled_97": Row("DLRT + distillation", 0.03, "dlrt", {}, {"distill": 0.9}),
+    "dlrt_95": Row("DLRT, β = 0", 0.05, "dlrt"),
+    "robust_95": Row("RobustDLRT, β = 0.05", 0.05, "dlrt", {"beta": 0.05}),
+    "paper_95": Row("DLRT, cycle of the paper", 0.05, "dlrt", {"every_gradient": False, "moments": "transport"}),
+    "fixed_95": Row("fixed ranks, all factors trained", 0.05, "weights"),
+    "adversarial_94": Row("DLRT + adversarial training", 0.06, "dlrt", {}, ADVERSARIAL),
+    "dense_adversarial": Row("dense, adversarial training", None, "weights", {}, ADVERSARIAL),
+}
+
+
+def load() -> LoadedModel:
+    return load_checkpoint("runs/vgg11_bn.pt", LoadOptions(arch=ARCH))
+
+
+def make(name: str, row: Row, data: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the network of a row, and what its training told."""
+    loaded = load()
+    if row.trains == "nothing" and row.keep is None:
+        return loaded.model, {}
+    policy = Budget(fraction=row.keep or 0.999)
+    training = TrainingOptions(DlrtOptions(policy, **METHOD | row.method), **LOOP | row.loop)
+    model = load().model
+    if row.keep is not None:
+        plan, decomposer = plan_loaded(loaded, policy, LayerOptions(), calibration=Calibration(data))
+        make_model = factorize_for_training if row.trains == "dlrt" else factorize
+        model = make_model(loaded.model, plan, decomposer=decomposer)
+    if row.trains == "nothing":
+        return model, {}
+    state_path = FOLDER / f"{name}.unfinished.pt"
+    state = torch.load(state_path, weights_only=True) if state_path.exists() else None
+    images = open_images(data, "train", input_size=loaded.preprocessing.input_size)
+    started = time.perf_counter()
+    tuning = fine_tune_(
+        PixelModel(model, loaded.preprocessing),
+        images,
+        training,
+        dense=PixelModel(loaded.model, loaded.preprocessing),
+        on_progress=lambda state: print(describe(name, state), flush=True) if state.epoch_ended else None,
+        save=lambda state: save(state, state_path),
+        resume=state,
+    )
+    told = {
+        "log": [
+            {
+                "epoch": record.epoch,
+                "loss": record.loss,
+                "held_out_accuracy": record.held_out_accuracy,
+                "held_out_robust_accuracy": record.held_out_robust_accuracy,
+                "parameters": record.parameters,
+                "frozen": record.frozen,
+                "kappa": max((core.kappa or float("inf") for core in record.cores.values()), default=None),
+            }
+            for record in tuning.log
+        ],
+        "chosen_epoch": tuning.chosen_epoch,
+        "ranks": {name.removeprefix("network."): list(ranks) for name, ranks in tuning.log[-1].ranks.items()},
+        "settings": training.describe(),
+        "seconds": None if state else time.perf_counter() - started,
+    }
+    state_path.unlink(missing_ok=True)
+    return fold_(model), told
+
+
+def describe(name: str, state: Any) -> str:
+    return f"{name}: epoch {state.epoch} loss {state.loss:.3f} held out {state.held_out_accuracy:.4f}"
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    torch.save(state, path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+
+
+def measure(model: nn.Module, loaded: LoadedModel, data: str) -> dict[str, Any]:
+    """Returns the figures of a network: size, accuracy on all test images, and on some of them under attack."""
+    size = loaded.preprocessing.input_size
+    model = model.eval().to(memory_format=torch.contiguous_format)
+    test = open_images(data, "test", input_size=size)
+    pixels = PixelModel(model, loaded.preprocessing)
+    clean = evaluate_models([EvaluatedModel("compressed", pixels, "")], test, AttackSettings(batch_size=500))
+    right = sum(clean.models[0].clean)
+    settings = AttackSettings(("pgd",), eps=EPS, steps=20, restarts=2, batch_size=250)
+    attacked = evaluate_models(
+        [EvaluatedModel("compressed", pixels, "")], random_subset(test, ATTACKED, seed=0), settings
+    )
+    standing = {
+        f"{round(255 * eps)}/255": sum(bits) / ATTACKED
+        for eps, bits in zip(EPS, attacked.models[0].attacks[-1].robust, strict=True)
+    }
+    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+    return {
+        "parameters": count_parameters(model),
+        "bytes": sum(len(piece) for piece in iterate_file(weights, {"format": "pt"})),
+        "macs": count_macs(model, size),
+        "accuracy": right / len(test),
+        "interval": list(wilson_interval(right, len(test))),
+        "images": len(test),
+        "pgd": standing,
+        "attacked_images": ATTACKED,
+        "kappas": kappas(model),
+    }
+
+
+def kappas(model: nn.Module) -> dict[str, float]:
+    """Returns σ₁/σ_r of every low-rank layer as it is shipped."""
+    kinds = {"LowRankLinear": "matrix", "MatrixConv": "matrix", "SpatialConv": "spatial", "TuckerConv": "tucker2"}
+    found = {}
+    for name, module in model.named_modules():
+        if type(module).__name__ in kinds:
+            sigma = find_scheme(kinds[type(module).__name__]).spectrum(module)
+            found[name] = float(sigma[0] / sigma[-1])
+    return found
+
+
+def rows(data: str, words: list[str]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    done = read_results("dlrt").get("rows", {}).get("rows", {})
+    for name, row in ROWS.items():
+        if any(word in name for word in words) if words else name not in done:
+            model, told = make(name, row, data)
+            figures = measure(model, load(), data) | told | {"title": row.title}
+            done = read_results("dlrt").get("rows", {}).get("rows", {}) | {name: figures}
+            network = json.loads(Path("runs/vgg11_bn.json").read_text())
+            write_results("dlrt", "rows", {"network": network, "epochs": EPOCHS, "rows": done})
+
+
+class Steps:
+    """One training step after the other of a network, on the same batch of noise."""
+
+    def __init__(self, keep: float | None, batch_size: int = 128) -> None:
+        torch.manual_seed(0)
+        model = vgg11_bn()
+        if keep is not None:
+            plan = make_plan(model, Budget(fraction=keep), input_size=(1, 28, 28))
+            model = factorize_for_training(model, plan)
+        self.model = model.to(memory_format=torch.channels_last).train()
+        self.images = torch.rand(batch_size, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(0, 10, (batch_size,))
+        self.dlrt = Dlrt(self.model, DlrtOptions(Budget(fraction=keep or 0.999)))
+
+    def step(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(self.model(self.images), self.labels)
+        self.dlrt.zero_grad()
+        loss.backward()
+        self.dlrt.step()
+
+    def cycle(self) -> float:
+        """Returns the seconds per step over a whole cycle: the batch that extends the bases, and all that follow."""
+        steps = self.dlrt.options.coefficient_steps + 1
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        return (time.perf_counter() - started) / steps
+
+
+def cost(rounds: int = 12) -> dict[str, Any]:
+    """Times dense and DLRT training in turn, and measures the peak memory of each in a process of its own."""
+    figures: dict[str, Any] = {"batch_size": 128, "precision": "bfloat16", "rounds": rounds}
+    kept = {"90": 0.1, "75": 0.25, "50": 0.5}
+    runners = {name: Steps(keep) for name, keep in {"dense": None, **kept}.items()}
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(rounds + 1):
+        for name, runner in runners.items():
+            seconds = runner.cycle()
+            if turn > 0:  # the first one allocates
+                times[name].append(seconds)
+    figures["seconds"] = {name: statistics.median(values) for name, values in times.items()}
+    for name in kept:
+        ratios = [low / dense for low, dense in zip(times[name], times["dense"], strict=True)]
+        figures[f"step_ratio_at_{name}"] = statistics.median(ratios)
+    peaks = {name: peak_memory(name) for name in ("dense", "90", "75")}
+    figures["peak_bytes"] = peaks
+    figures["peak_memory_ratio"] = max(peaks["90"], peaks["75"]) / peaks["dense"]
+    return figures
+
+
+def peak_memory(name: str) -> int:
+    done = subprocess.run([sys.executable, __file__, "memory", name], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def memory(name: str) -> None:
+    """Prints what training takes at most, beside what importing everything does."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    runner = Steps({"dense": None, "90": 0.1, "75": 0.25}[name])
+    for _ in range(12):
+        runner.step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def profile() -> dict[str, Any]:
+    """Returns the share of each kind of operation in a DLRT cycle at 90 % removed."""
+    runner = Steps(0.1)
+    runner.cycle()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        runner.cycle()
+    events = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return {"shares": {event.key: event.self_cpu_time_total / total for event in events[:15]}}
+
+
+def orthonormality(cycles: int = 1000) -> dict[str, Any]:
+    """Returns the largest ‖UᵀU − I‖ after many cycles, weight decay and autocast on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(192, 96), nn.ReLU(), nn.Linear(96, 10),
+    )  # fmt: skip
+    plan = make_plan(model, Budget(fraction=0.4), input_size=(1, 8, 8), include_classifier=True)
+    model = factorize_for_training(model, plan)
+    dlrt = Dlrt(model, DlrtOptions(Budget(fraction=0.4), coefficient_steps=1, weight_decay=0.1, beta=0.01))
+    images, labels = torch.rand(32, 1, 8, 8), torch.randint(0, 10, (32,))
+    for _ in range(2 * cycles):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        dlrt.zero_grad()
+        (loss + dlrt.penalty()).backward()
+        dlrt.step()
+    worst = 0.0
+    for layer in factored_layers(model).values():
+        for basis in (layer.U.detach()[0].double(), layer.V.detach()[0].double()):
+            worst = max(worst, float(torch.linalg.matrix_norm(basis.T @ basis - torch.eye(basis.shape[1]), 2)))
+    return {
+        "cycles": cycles,
+        "orthonormality": worst,
+        "schemes": sorted({layer.scheme for layer in factored_layers(model).values()}),
+    }
+
+
+def summary() -> dict[str, Any]:
+    """Returns the figures of the committed results; what has not been measured is null."""
+    parts = read_results("dlrt")
+    made = parts.get("rows", {}).get("rows", {})
+
+    def points(dense: str, small: str, *keys: str) -> float | None:
+        if dense not in made or small not in made:
+            return None
+        one, two = made[dense], made[small]
+        for key in keys:
+            one, two = one[key], two[key]
+        return 100 * (one - two)
+
+    def removed(name: str) -> float | None:
+        return 1 - made[name]["parameters"] / made["dense"]["parameters"] if name in made and "dense" in made else None
+
+    gain = points("adversarial_94", "dense", "pgd", "8/255")
+    robust = points("adversarial_94", "dense_adversarial", "pgd", "8/255")
+    clean = points("adversarial_94", "dense_adversarial", "accuracy")
+    return {
+        "drop_at_95": points("dense_long", "distilled_95", "accuracy"),
+        "removed_at_95": removed("distilled_95"),
+        "drop_at_97": points("dense_long", "distilled_97", "accuracy"),
+        "removed_at_97": removed("distilled_97"),
+        "step_ratio_at_90": parts.get("cost", {}).get("step_ratio_at_90"),
+        "step_ratio_at_75": parts.get("cost", {}).get("step_ratio_at_75"),
+        "peak_memory_ratio": parts.get("cost", {}).get("peak_memory_ratio"),
+        "adversarial_removed": removed("adversarial_94"),
+        "adversarial_pgd_gain": gain,
+        "adversarial_pgd_minus_dense": robust,
+        "adversarial_clean_minus_dense": clean,
+        "orthonormality": parts.get("orthonormality", {}).get("orthonormality"),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["rows", "cost", "profile", "orthonormality", "memory"])
+    parser.add_argument("words", nargs="*", help="parts of rows' names")
+    parser.add_argument("--data", help="folder with the idx files of Fashion-MNIST")
+    parser.add_argument("--summary", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.summary:
+        print(json.dumps(summary(), indent=1))
+    elif arguments.part == "rows" and arguments.data:
+        rows(arguments.data, arguments.words)
+    elif arguments.part == "memory":
+        memory(arguments.words[0])
+    elif arguments.part in ("cost", "profile", "orthonormality"):
+        part = {"cost": cost, "profile": profile, "orthonormality": orthonormality}[arguments.part]
+        write_results("dlrt", arguments.part, part())
+    else:
+        parser.error("name a part (rows needs --data DIR), or --summary")

@@ -23,6 +23,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     environment.filters["percent"] = _percent
     environment.filters["product"] = math.prod
     environment.filters["settings"] = _settings
+    environment.filters["largest_kappa"] = _largest_kappa
     charts = [draw_chart(evaluation) for evaluation in report["evaluations"]]
     factorized = [layer for layer in report["layers"] if layer["scheme"] != "dense"]
     dense = [layer for layer in report["layers"] if layer["scheme"] == "dense"]
@@ -37,6 +38,14 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{round(100 * share, digits) + 0.0:.{digits}f} %"  # never -0.0
+
+
+def _largest_kappa(cores: Any) -> str:
+    """Returns the largest condition number of an epoch's cores; reports of older versions do not know them."""
+    kappas = [core["kappa"] for core in cores.values()] if cores else []
+    if not kappas:
+        return "–"
+    return "∞" if None in kappas else f"{max(kappas):.3g}"
 
 
 def _settings(values: Mapping[str, Any]) -> str:

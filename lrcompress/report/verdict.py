@@ -71,8 +71,8 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     factorised = f"{len(errors)} layers are factorised" if several else "1 layer is factorised"
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
-        if "fine_tuning" in report["recipe"]:
-            return [f"{factorised} and fine-tuned."]
+        if tuning := report["recipe"].get("fine_tuning"):
+            return [f"{factorised} and fine-tuned.", *_target(tuning)]
         metric = ""
         if calibration := report["recipe"].get("calibration"):
             count = f"{calibration['images']} " if calibration["images"] else ""  # older reports do not know
@@ -82,6 +82,15 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
     each, largest = (", each", "largest ") if several else ("", "")
     return [f"{factorised}{each} within a relative error of {tol:.6g}{rounding} ({largest}{max(errors):.4f})."]
+
+
+def _target(tuning: Mapping[str, Any]) -> list[str]:
+    """Says whether the accuracy that drove the training was kept where it was measured."""
+    if "target_reached" not in tuning:
+        return []
+    kept = "was kept" if tuning["target_reached"] else "WAS NOT KEPT"
+    held_out = f"{tuning['held_out_images']:,} images held out of training"
+    return [f"The largest drop asked for, {tuning['max_drop']:g} points, {kept} on {held_out}."]
 
 
 def _why_none(report: Mapping[str, Any]) -> str:

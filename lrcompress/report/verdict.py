@@ -71,8 +71,8 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     factorised = f"{len(errors)} layers are factorised" if several else "1 layer is factorised"
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
-        if tuning := report["recipe"].get("fine_tuning"):
-            return [f"{factorised} and fine-tuned.", *_target(tuning)]
+        if "fine_tuning" in report["recipe"]:
+            return [f"{factorised} and fine-tuned.", *_target(report["recipe"]["fine_tuning"])]
         metric = ""
         if calibration := report["recipe"].get("calibration"):
             count = f"{calibration['images']} " if calibration["images"] else ""  # older reports do not know

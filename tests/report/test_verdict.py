@@ -49,6 +49,13 @@ def test_where_no_error_is_promised_the_largest_is_told():
     assert said == "2 layers are factorised; their largest relative error is 0.0900."
 
 
+@pytest.mark.parametrize(("reached", "words"), [(True, "was kept"), (False, "WAS NOT KEPT")])
+def test_a_drop_that_drove_the_training_is_told_with_its_outcome(reached, words):
+    tuning = {"target_reached": reached, "max_drop": 0.5, "held_out_images": 6000}
+    sentences = verdict(report(recipe={"guaranteed_tol": None, "fine_tuning": tuning}))
+    assert f"The largest drop asked for, 0.5 points, {words} on 6,000 images held out of training." in sentences
+
+
 def test_a_single_layer_is_told_in_the_singular():
     one, tuned = LAYERS[1:], {"guaranteed_tol": None, "fine_tuning": {}}
     assert verdict(report(layers=one))[1] == "1 layer is factorised within a relative error of 0.1 (0.0900)."

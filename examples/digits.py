@@ -67,7 +67,11 @@ def main(folder: Path) -> None:
     # Written for images that are not normalised; mean 0 and std 1 are the default for one's own network.
     load = LoadOptions(arch=factory, preprocessing={"input_size": SIZE})
     training = TrainingOptions(
-        DlrtOptions(Budget(fraction=0.2)), epochs=6, batch_size=64, augmentation=Augmentation(0, flip=False), distill=0.5
+        DlrtOptions(Budget(fraction=0.2)),
+        epochs=6,
+        batch_size=64,
+        augmentation=Augmentation(0, flip=False),
+        distill=0.5,
     )
     artifact = folder / "small.safetensors"
     options = CompressOptions(load=load, data=str(folder), training=training)

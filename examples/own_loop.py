@@ -1,7 +1,7 @@
 """DLRT in a training loop of one's own, on scikit-learn's digits. Runs in some seconds.
 
-    pip install scikit-learn
-    python examples/own_loop.py
+pip install scikit-learn
+python examples/own_loop.py
 """
 
 import torch
@@ -22,7 +22,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return images[:1400], labels[:1400], images[1400:], labels[1400:]
 
 
-def train(model: nn.Module, optimizer: Dlrt | torch.optim.Optimizer, images, labels, epochs: int) -> None:  # noqa: ANN001
+def train(model: nn.Module, optimizer: Dlrt | torch.optim.Optimizer, images, labels, epochs: int) -> None:
     """An ordinary training loop: with `Dlrt` the only difference is the penalty, if one is wanted."""
     for _ in range(epochs):
         for chosen in torch.randperm(len(images)).split(64):

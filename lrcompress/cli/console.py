@@ -5,6 +5,7 @@ stdout carries only data; everything for people goes to stderr.
 
 import functools
 import json
+import os
 import re
 import sys
 import warnings
@@ -110,6 +111,9 @@ def follow_progress() -> "Iterator[Observer]":
 
     from lrcompress.pipeline import Observer
 
+    if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun has started, the first one tells
+        yield Observer()
+        return
     console = stderr()
     columns = (
         TextColumn("{task.description}"),

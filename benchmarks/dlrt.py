@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from networks import vgg11_bn
 from results import read_results, write_results
 from torch import nn
 
@@ -44,7 +43,7 @@ from lrcompress.schemes import find_scheme
 
 ARCH = "benchmarks/networks.py:vgg11_bn"
 FOLDER = Path("runs/dlrt")
-EPOCHS = 8
+EPOCHS = 6
 ATTACKED, EPS = 1000, (4 / 255, 8 / 255)
 METHOD: dict[str, Any] = {"lr": 2e-3}
 LOOP: dict[str, Any] = {"epochs": EPOCHS, "precision": "bfloat16"}
@@ -205,7 +204,7 @@ class Steps:
 
     def __init__(self, keep: float | None, batch_size: int = 128) -> None:
         torch.manual_seed(0)
-        model = vgg11_bn()
+        model = load().model
         if keep is not None:
             plan = make_plan(model, Budget(fraction=keep), input_size=(1, 28, 28))
             model = factorize_for_training(model, plan)

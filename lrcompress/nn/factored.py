@@ -133,7 +133,8 @@ class FactoredLayer(nn.Module, ABC):
         # A state from another moment of the training has other ranks.
         for name in ("U", "S", "V"):
             value, parameter = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(value, Tensor) and value.ndim == parameter.ndim:
+            if isinstance(value, Tensor) and value.ndim == parameter.ndim and value.shape != parameter.shape:
+                parameter.grad = None
                 parameter.data = parameter.data.new_empty(value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

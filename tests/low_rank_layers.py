@@ -1,4 +1,4 @@
-"""Every form of low-rank layer in the place of every layer that it fits: the table of cases that several tests share."""
+"""Every form of low-rank layer in the place of every layer that it fits: cases that several tests share."""
 
 from typing import Any
 

@@ -100,8 +100,8 @@ def test_the_bias_is_added_once_and_there_is_none_where_there_was_none(make):
     if dense.bias is None:
         assert torch.count_nonzero(y) == 0
     else:
-        bias = low_rank.bias if isinstance(dense, nn.Linear) else low_rank.bias[:, *[None] * len(dense.kernel_size)]
-        assert torch.equal(y, bias.expand_as(y))
+        axes = 0 if isinstance(dense, nn.Linear) else len(dense.kernel_size)
+        assert torch.equal(y, low_rank.bias.reshape(-1, *[1] * axes).expand_as(y))
         assert torch.equal(layer.fold().bias, low_rank.bias)
 
 

@@ -22,7 +22,7 @@ class Circumstances:
     Attributes:
         positions: how often each layer is applied to one image; without it multiply-accumulates are not looked at.
         macs: multiply-accumulates of the dense network for one image.
-        fixed_ranks: of layers whose ranks are not chosen.
+        fixed_ranks: of layers whose ranks are not chosen; of a split layer those of all its parts.
     """
 
     positions: Mapping[str, Positions] = field(default_factory=dict)
@@ -34,8 +34,7 @@ class RankControl:
     """Chooses the ranks of all layers at once, from their spectra.
 
     Only ranks that remove parameters, and add no multiply-accumulates, come into question. A policy that would leave
-    a layer dense, because nothing within its tolerance removes parameters or because the budget has room for all of
-    it, gives it the largest such rank.
+    a layer dense, because nothing within its tolerance removes parameters, gives it the largest such rank.
 
     Args:
         model: the network with its factored layers.
@@ -54,7 +53,7 @@ class RankControl:
         )
 
     def smallest_fraction(self) -> float:
-        """Returns the share of the dense network's parameters that is left with every rank at one."""
+        """Returns the share of the dense network's parameters that is left at the smallest ranks that are allowed."""
         saved = sum(layer.dense_parameters - layer.smallest() for layer in self.layers.values())
         return 1 - saved / self.whole.parameters
 
@@ -99,39 +98,45 @@ class _LayerCosts:
     @classmethod
     def of(cls, name: str, layer: FactoredLayer, options: DlrtOptions, circumstances: Circumstances) -> "_LayerCosts":
         plain = layer.plain()
-        # A part of a split layer is called with the whole.
-        whole = name.rpartition(".parts.")[0] or name
-        positions = circumstances.positions.get(whole, Positions(0, 0, 0))
+        # A part of a split layer is called with the whole, and its rank given with those of the others.
+        whole, _, part = name.rpartition(".parts.")
+        positions = circumstances.positions.get(name) or circumstances.positions.get(whole, Positions(0, 0, 0))
         fixed = circumstances.fixed_ranks.get(name)
+        if fixed is None and whole in circumstances.fixed_ranks:
+            fixed = (circumstances.fixed_ranks[whole][int(part)],)
         bounds = _Bounds(options.min_rank, options.max_rank, options.round_ranks, fixed)
         scheme = find_scheme(layer.scheme)
         return cls(scheme, plain, positions, dense_parameters(plain), dense_macs(plain, positions), bounds)
 
     def smallest(self) -> int:
-        """Returns the number of parameters at the smallest ranks."""
-        ranks = torch.ones(1, self.scheme.modes or 1, dtype=torch.long)
+        """Returns the number of parameters at the smallest ranks that are allowed."""
+        largest = [torch.arange(1, rank + 1) for rank in self.scheme.largest_ranks(self.plain)]
+        ranks = self._allowed(torch.cartesian_prod(*largest).reshape(-1, len(largest)))
         return int(self.scheme.parameters(self.plain, ranks)[0])
 
     def choices(self, rotated: Factors, policy: RankPolicy) -> Choices:
-        ranks = possible_ranks(rotated)
+        ranks = self._allowed(possible_ranks(rotated))
+        return Choices(
+            names=(self.scheme.name,),
+            schemes=torch.zeros(len(ranks), dtype=torch.long),
+            ranks=ranks,
+            squared_errors=squared_errors(rotated, ranks),
+            parameters=self.scheme.parameters(self.plain, ranks),
+            macs=self.scheme.macs(self.plain, ranks, self.positions),
+            useful=torch.ones(len(ranks), dtype=torch.bool),
+            dense_parameters=self.dense_parameters,
+            dense_macs=self.dense_macs,
+            wanted=_nearest(ranks, policy.wanted_rank()),
+            may_stay_dense=False,
+        )
+
+    def _allowed(self, ranks: Int[Tensor, "k modes"]) -> Int[Tensor, "j modes"]:
+        """Returns those of the ranks that come into question, in the order of their parameters."""
         parameters = self.scheme.parameters(self.plain, ranks)
         macs = self.scheme.macs(self.plain, ranks, self.positions)
         useful = (parameters < self.dense_parameters) & (macs <= self.dense_macs)
         kept = self.allowed.select(ranks, useful, parameters)
-        kept = kept[parameters[kept].sort(stable=True).indices]
-        errors = squared_errors(rotated, ranks[kept])
-        return Choices(
-            names=(self.scheme.name,),
-            schemes=torch.zeros(len(kept), dtype=torch.long),
-            ranks=ranks[kept],
-            squared_errors=errors,
-            parameters=parameters[kept],
-            macs=macs[kept],
-            useful=torch.ones(len(kept), dtype=torch.bool),
-            dense_parameters=self.dense_parameters,
-            dense_macs=self.dense_macs,
-            wanted=_nearest(ranks[kept], policy.wanted_rank()),
-        )
+        return ranks[kept[parameters[kept].sort(stable=True).indices]]
 
 
 @dataclass(frozen=True)
@@ -152,11 +157,11 @@ class _Bounds:
         allowed = (ranks >= most.clamp_max(self.smallest)).all(1)
         if self.largest is not None:
             allowed &= (ranks <= self.largest).all(1)
-        if self.multiple > 1 and bool((most >= self.multiple).all()):
-            allowed &= (ranks % self.multiple == 0).all(1)
-        chosen = (allowed & useful).nonzero()[:, 0]
-        if len(chosen):
-            return chosen
+        # Where no multiple removes parameters, doing that comes first.
+        for wanted in ((ranks % self.multiple == 0).all(1), torch.ones_like(useful)):
+            chosen = (allowed & useful & wanted).nonzero()[:, 0]
+            if len(chosen):
+                return chosen
         chosen = allowed.nonzero()[:, 0]
         return chosen[parameters[chosen].argmin()][None]
 

@@ -14,6 +14,7 @@ from lrcompress.nn import (
     expose_,
     factored_layers,
     plain_layer,
+    trained_layers,
     twin,
 )
 from lrcompress.plan import CompressionPlan, LayerRecord
@@ -67,6 +68,12 @@ def describe_layers(
 
 
 def condition_numbers(model: nn.Module) -> dict[str, float]:
-    """Returns κ = σ₁/σ_r of every layer that is still in the form U S Vᵀ and whose σ_r is not zero."""
-    kappas = {name: condition_number(core_spectrum(layer.S)) for name, layer in factored_layers(model).items()}
+    """Returns κ = σ₁/σ_r of every layer that is still in the form U S Vᵀ and whose σ_r is not zero.
+
+    Of a split layer as a whole, as records have it: of the singular values of all its parts.
+    """
+    kappas = {}
+    for name, layer in trained_layers(model).items():
+        sigma = torch.cat([core_spectrum(part.S) for part in factored_layers(layer).values()])
+        kappas[name] = condition_number(sigma.sort(descending=True).values)
     return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}

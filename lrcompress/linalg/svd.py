@@ -79,7 +79,7 @@ def tail_energies(energies: Float[Tensor, "k"]) -> Float[Tensor, "k1"]:
 
 
 def gram(matrix: Float[Tensor, "k l"]) -> Float[Tensor, "k k"]:
-    """Returns the Gram matrix of the rows in float64; what is below the diagonal is not computed a second time."""
+    """Returns the Gram matrix of the rows in float64, symmetric to the bit: what is below the diagonal is copied."""
     count = matrix.shape[0]
     step = count if count < BLOCKED else -(-count // BLOCKS)
     result = matrix.new_zeros(count, count, dtype=torch.float64)
@@ -88,6 +88,9 @@ def gram(matrix: Float[Tensor, "k l"]) -> Float[Tensor, "k k"]:
         part = columns.double()
         for start in range(0, count, step):
             result[start : start + step, start:] += part[start : start + step] @ part[start:].T
-    for start in range(step, count, step):
+    for start in range(0, count, step):
         result[start : start + step, :start] = result[:start, start : start + step].T
+        # Not every BLAS gives both halves of a product with its own transpose the same bits.
+        block = result[start : start + step, start : start + step]
+        block.copy_(block.triu() + block.triu(1).T)
     return result

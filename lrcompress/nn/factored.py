@@ -133,10 +133,13 @@ class FactoredLayer(nn.Module, ABC):
         return {"device": self.S.device, "dtype": self.S.dtype}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        # A state from another moment of the training has other ranks.
-        for name in ("U", "S", "V"):
+        # A state from another moment of the training has other ranks, but nothing else about it differs.
+        for name, kept in (("U", (0, 1)), ("S", (0, 3)), ("V", (0, 1))):
             value, parameter = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(value, Tensor) and value.ndim == parameter.ndim:
+            if not isinstance(value, Tensor) or value.ndim != parameter.ndim or value.shape == parameter.shape:
+                continue
+            if all(value.shape[axis] == parameter.shape[axis] for axis in kept):
+                parameter.grad = None
                 parameter.data = parameter.data.new_empty(value.shape)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

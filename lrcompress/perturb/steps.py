@@ -45,5 +45,7 @@ def project(moved: Images, images: Images, eps: float, norm: Norm) -> Images:
 
 
 def _unit(vectors: Images) -> Images:
-    sizes = vectors.flatten(1).norm(dim=1)[:, None, None, None]
-    return vectors / sizes.clamp_min(torch.finfo(vectors.dtype).tiny)
+    # By the largest entry first: squares of the tiny gradients of a confident network vanish.
+    tiny = torch.finfo(vectors.dtype).tiny
+    vectors = vectors / vectors.abs().amax((1, 2, 3), keepdim=True).clamp_min(tiny)
+    return vectors / vectors.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(tiny)

@@ -18,24 +18,27 @@ class Allocation:
     Attributes:
         costs: of the options that cost less than leaving the layer dense, in any order.
         squared_errors: ‖W − W_r‖²/‖W‖² of the same options.
-        dense_cost: of leaving the layer as it is, without an error.
+        dense_cost: of leaving the layer as it is, without an error; None if that is no option.
     """
 
     costs: Int[Tensor, "k"]
     squared_errors: Float[Tensor, "k"]
-    dense_cost: int
+    dense_cost: int | None
 
     @property
     def smallest_cost(self) -> int:
         """The cost of the cheapest option, or of the dense layer where none costs less."""
-        return int(self.costs.min()) if len(self.costs) else self.dense_cost
+        if len(self.costs):
+            return int(self.costs.min())
+        assert self.dense_cost is not None  # there is no other option
+        return self.dense_cost
 
 
 def allocate(layers: Mapping[str, Allocation], budget: int) -> dict[str, int | None]:
     """Returns the index of every layer's option, None for a layer that is left dense.
 
     Every layer starts at its cheapest option. Then the step that removes most error for its cost is taken, again and
-    again. Along the lower convex hull of each layer's costs and errors, whose last point is the dense layer, these
+    again. Along the lower convex hull of each layer's costs and errors, whose last point is a dense layer, these
     steps come in descending order of their worth, so the result is optimal for the cost it has. What is left of the
     budget when the next step does not fit is filled with the steps off the hull that remove most error.
 
@@ -72,7 +75,7 @@ def _steps(name: str, hull: list[tuple[int, float, int]]) -> Iterator[tuple[floa
 
 
 def _lower_hull(layer: Allocation) -> list[tuple[int, float, int]]:
-    """Returns (cost, error, index) of the corners of the lower convex hull, cheapest first, the dense layer last.
+    """Returns (cost, error, index) of the corners of the lower convex hull, cheapest first, a dense layer last.
 
     The dense layer's index is the number of options.
     """
@@ -87,8 +90,10 @@ def _lower_hull(layer: Allocation) -> list[tuple[int, float, int]]:
 
 def _descending(layer: Allocation) -> list[tuple[int, float, int]]:
     """Returns the options by cost, without those that cost no less than another one and err no less."""
-    costs = torch.cat([layer.costs, torch.tensor([layer.dense_cost])])
-    errors = torch.cat([layer.squared_errors.double(), torch.zeros(1, dtype=torch.float64)])
+    costs, errors = layer.costs, layer.squared_errors.double()
+    if layer.dense_cost is not None:
+        costs = torch.cat([costs, torch.tensor([layer.dense_cost])])
+        errors = torch.cat([errors, torch.zeros(1, dtype=torch.float64)])
     order = errors.sort(stable=True).indices
     order = order[costs[order].sort(stable=True).indices]
     best = errors[order].cummin(0).values

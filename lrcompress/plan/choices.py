@@ -40,6 +40,7 @@ class Choices:
         dense_parameters: of the dense layer's weight.
         dense_macs: of the dense layer.
         wanted: the option of the rank that the policy gives every layer, None if it gives none.
+        may_stay_dense: whether leaving the layer as it is comes into question too.
     """
 
     names: tuple[str, ...]
@@ -52,6 +53,7 @@ class Choices:
     dense_parameters: int
     dense_macs: int
     wanted: int | None = None
+    may_stay_dense: bool = True
 
     def option(self, index: int) -> Option:
         """Returns one option."""

@@ -222,7 +222,7 @@ class Budget(RankPolicy):
             name: Allocation(
                 costs=(one.macs if in_macs else one.parameters)[indices[name]],
                 squared_errors=one.squared_errors[indices[name]],
-                dense_cost=dense[name],
+                dense_cost=dense[name] if one.may_stay_dense else None,
             )
             for name, one in choices.items()
         }

@@ -19,6 +19,7 @@ from checkpoint_files import (
     write_safetensors,
     write_zip,
 )
+from networks import relative_difference
 
 from lrcompress.checkpoint import LoadOptions, load_checkpoint
 from lrcompress.errors import ArchitectureError, CheckpointError, HubError, OptionError
@@ -314,7 +315,8 @@ def test_buffers_that_no_file_holds_are_there(tmp_path, name, given, write):
     loaded = load_checkpoint(str(path), options).model
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        assert torch.equal(loaded(images), model(images))
+        # Tensors that lie elsewhere in memory may be multiplied in another order.
+        assert relative_difference(loaded(images), model(images)) < 1e-6
     expected = dict(model.named_buffers())
     for key, buffer in loaded.named_buffers():
         assert torch.equal(buffer, expected[key]), key

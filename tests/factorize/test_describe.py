@@ -9,7 +9,7 @@ from torch import nn
 
 from lrcompress.factorize import condition_numbers, describe_layers, factorize, factorize_for_training, fold_
 from lrcompress.linalg import Factors
-from lrcompress.plan import Decomposer, FullRank, Tolerance, UniformRank, make_plan
+from lrcompress.plan import Decomposer, FullRank, Tolerance, TrainingStart, UniformRank, make_plan
 
 
 def test_records_measure_the_shipped_factors_against_the_dense_weight():
@@ -143,7 +143,7 @@ def test_the_rank_that_fine_tuning_chose_is_recorded():
     low_rank = factorize_for_training(model, plan)
     for name in ("3", "9"):
         U, S, V = low_rank.get_submodule(name).factors()
-        low_rank.get_submodule(name).set_factors_(Factors(U[:, :2], S[:2, :2], V[:, :2]))
+        low_rank.get_submodule(name).set_factors_(Factors(U[:, :, :2], S[:, :2, :2], V[:, :, :2]))
     records = {record.name: record for record in describe_layers(model, fold_(low_rank), plan)}
     assert (records["3"].ranks, records["3"].parameters) == ((2,), 2 * (12 + 72))
     assert (records["9"].ranks, records["9"].parameters) == ((2,), 2 * (16 + 12))
@@ -160,6 +160,37 @@ def test_condition_numbers_before_training_are_those_of_the_truncated_weights():
         low_rank[4].S.zero_()
     assert condition_numbers(low_rank) == {}
     assert condition_numbers(fold_(low_rank)) == {}
+
+
+@pytest.mark.parametrize("scheme", ["matrix", "spatial", "tucker2"])
+def test_condition_numbers_of_convolutions_are_those_of_the_matrix_that_the_scheme_truncates(scheme):
+    model, decomposer = tiny_cnn(), Decomposer(wanted=scheme)
+    plan = make_plan(model, TrainingStart(0.7), input_size=(3, 8, 8), decomposer=decomposer)
+    kappas = condition_numbers(factorize_for_training(model, plan, decomposer=decomposer))
+    shipped = factorize(model, plan, decomposer=decomposer)
+    assert list(kappas) == ["3", "6", "9"]
+    kernel, rank = shipped[3].weight.detach().double(), plan.factorized()["3"].ranks[0]
+    sigma = torch.linalg.svdvals(unfolding(scheme, kernel))[:rank]
+    assert kappas["3"] == pytest.approx(float(sigma[0] / sigma[-1]), rel=1e-4)
+    # Of all groups together.
+    groups = [torch.linalg.svdvals(part.flatten(1)) for part in shipped[6].weight.detach().double().chunk(3)]
+    sigma = torch.cat([part[: plan.factorized()["6"].ranks[0]] for part in groups])
+    assert kappas["6"] == pytest.approx(float(sigma.max() / sigma.min()), rel=1e-4)
+
+
+def test_the_condition_number_of_a_split_layer_is_that_of_all_its_parts():
+    model, _, size = family("beit")
+    decomposer = Decomposer(wanted="split")
+    plan = make_plan(model, Tolerance(0.6), input_size=size, decomposer=decomposer)
+    low_rank = factorize_for_training(model, plan, decomposer=decomposer)
+    kappas, name = condition_numbers(low_rank), "blocks.0.attn.qkv"
+    assert set(kappas) == set(plan.factorized())
+    dense, ranks = model.blocks[0].attn.qkv.weight.detach().double(), plan.factorized()[name].ranks
+    sigma = torch.cat([torch.linalg.svdvals(W)[:rank] for W, rank in zip(dense.chunk(3), ranks, strict=True)])
+    assert kappas[name] == pytest.approx(float(sigma.max() / sigma.min()), rel=1e-4)
+    records = describe_layers(model, fold_(low_rank), plan, start_kappas=kappas)
+    record = next(record for record in records if record.name == name)
+    assert record.start_kappa == kappas[name] == pytest.approx(record.kappa, rel=1e-4)
 
 
 def test_dense_layers_keep_their_reason_and_have_no_figures():

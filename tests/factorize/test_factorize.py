@@ -12,7 +12,7 @@ from torch import nn
 from lrcompress.errors import OptionError
 from lrcompress.factorize import factorize, factorize_for_training, fold_
 from lrcompress.measure import count_parameters
-from lrcompress.nn import FactoredLayer, LowRankLayer, count_shipped_parameters
+from lrcompress.nn import FactoredLayer, LowRankLayer, count_shipped_parameters, trained_layers
 from lrcompress.plan import (
     Decomposer,
     FullRank,
@@ -298,10 +298,33 @@ def test_both_ways_apply_the_best_weights_of_their_rank(make, size, exclude, way
 def test_parameters_are_counted_as_they_are_shipped():
     model = tiny_cnn()
     plan, low_rank = for_training(model, SIZE)
-    assert factored(low_rank) == list(plan.factorized()) == ["3", "9"]
+    assert factored(low_rank) == list(plan.factorized()) == ["3", "6", "9"]
     expected = count_parameters(model) - plan.removed_parameters()
     assert count_shipped_parameters(low_rank) == expected
     assert count_parameters(fold_(low_rank)) == expected
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_in_every_form_training_starts_at_what_would_be_shipped_and_folds_into_it(name, scheme):
+    model, _, size = family(name)
+    decomposer = Decomposer(wanted=scheme)
+    plan = make_plan(model, TrainingStart(0.5), input_size=size, decomposer=decomposer)
+    assert plan.factorized()
+    shipped = factorize(model, plan, decomposer=decomposer)
+    low_rank, images = factorize_for_training(model, plan, decomposer=decomposer), torch.randn(2, *size)
+    assert low_rank_layers(low_rank) == []
+    assert list(trained_layers(low_rank)) == list(plan.factorized())
+    with torch.no_grad():
+        expected = shipped(images)
+        assert relative_difference(low_rank(images), expected) < 1e-4
+        assert count_shipped_parameters(low_rank) == count_parameters(shipped)
+        assert relative_difference(fold_(low_rank)(images), expected) < 1e-4
+    assert trained_layers(low_rank) == {}
+    shapes = ({key: value.shape for key, value in one.state_dict().items()} for one in (low_rank, shipped))
+    assert next(shapes) == next(shapes)
+    for key, layer_plan in plan.factorized().items():
+        assert low_rank.get_submodule(key).ranks == layer_plan.ranks
 
 
 @pytest.mark.parametrize("training", [True, False])

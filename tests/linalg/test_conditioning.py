@@ -42,27 +42,57 @@ def test_the_penalty_is_the_spread_of_the_squared_singular_values(sigma):
     assert float(penalty(core, scale_free=True)) == pytest.approx(expected / alpha_sq, rel=1e-9, abs=1e-12)
 
 
-def test_the_penalty_of_a_wide_core_counts_its_missing_singular_values_as_zero():
-    core = matrix_with_spectrum([2.0, 1.0], 2, 3)
-    expected, _ = by_hand([2.0, 1.0, 0.0])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 18), (3, 2), (18, 2)])
+@pytest.mark.parametrize("sigma", [[2.0, 1.0], [3.0, 0.0]])
+def test_the_penalty_of_a_rectangular_core_is_of_the_singular_values_that_it_can_have(shape, sigma):
+    core = matrix_with_spectrum(sigma, *shape)
+    expected, alpha_sq = by_hand(sigma)
     assert float(penalty(core)) == pytest.approx(expected)
+    assert float(penalty(core, scale_free=True)) == pytest.approx(expected / alpha_sq)
 
 
-def test_the_gradient_is_the_closed_formula():
-    S = random_matrix(5, 5).requires_grad_()
+@pytest.mark.parametrize("scale_free", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 7), (7, 2)])
+def test_the_penalty_of_a_batch_is_the_sum_over_its_cores(shape, scale_free):
+    cores = torch.stack([random_matrix(*shape, seed=seed) * (seed + 1) for seed in range(4)])
+    terms = []
+    for core in cores:
+        expected, alpha_sq = by_hand(torch.linalg.svdvals(core).tolist())
+        terms.append(expected / alpha_sq if scale_free else expected)
+    assert float(penalty(cores, scale_free=scale_free)) == pytest.approx(sum(terms))
+
+
+@pytest.mark.parametrize("scale_free", [False, True])
+def test_perfect_and_zero_cores_in_a_batch_get_no_gradient_and_spoil_no_other(scale_free):
+    cores = torch.stack([orthonormal(4, 4), torch.zeros(4, 4).double(), random_matrix(4, 4)]).requires_grad_()
+    alone = random_matrix(4, 4).requires_grad_()
+    (gradient,) = torch.autograd.grad(penalty(cores, scale_free=scale_free), cores)
+    (expected,) = torch.autograd.grad(penalty(alone, scale_free=scale_free), alone)
+    assert torch.count_nonzero(gradient[:2]) == 0
+    assert torch.allclose(gradient[2], expected, rtol=1e-12)
+    assert expected.norm() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (6, 4), (4, 6), (3, 27), (1, 1)])
+def test_the_gradient_is_the_closed_formula(shape):
+    S = random_matrix(*shape).requires_grad_()
     R = penalty(S)
     (gradient,) = torch.autograd.grad(R, S)
     with torch.no_grad():
-        alpha_sq = S.square().sum() / 5
-        formula = 2 * S @ (S.T @ S - alpha_sq * torch.eye(5, dtype=torch.float64)) / R
+        # Of a wide core the formula is that of its transpose.
+        tall, size = (S if shape[0] >= shape[1] else S.T), min(shape)
+        deviation = tall.T @ tall - S.square().sum() / size * torch.eye(size, dtype=torch.float64)
+        formula = 2 * tall @ deviation / R.clamp_min(1e-300)
         along = float((gradient * S).sum())
-    assert torch.allclose(gradient, formula, rtol=1e-10)
+    assert torch.allclose(gradient, formula if shape[0] >= shape[1] else formula.T, rtol=1e-10)
     assert along == pytest.approx(2 * float(R.detach()), rel=1e-10)
 
 
 @pytest.mark.parametrize("scale_free", [False, True])
-def test_the_gradient_agrees_with_finite_differences(scale_free):
-    S, direction, step = random_matrix(4, 4), random_matrix(4, 4, seed=1), 1e-5
+@pytest.mark.parametrize("shape", [(4, 4), (3, 8), (2, 3, 5), (3, 4, 4)])
+def test_the_gradient_agrees_with_finite_differences(shape, scale_free):
+    numbers, step = torch.Generator().manual_seed(0), 1e-5
+    S, direction = torch.randn(2, *shape, generator=numbers, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(penalty(S.requires_grad_(), scale_free=scale_free), S)
     with torch.no_grad():
         ahead, behind = (penalty(S + sign * step * direction, scale_free=scale_free) for sign in (1, -1))
@@ -126,9 +156,11 @@ def test_a_slight_imbalance_is_not_mistaken_for_noise():
 
 
 def test_the_penalty_is_computed_in_float32_under_autocast_and_for_half_precision():
-    core = torch.diag(torch.tensor([1.0, 1.001]))  # bfloat16 cannot tell these apart
+    core = torch.diag(torch.tensor([1.0, 1.001])).requires_grad_()  # bfloat16 cannot tell these apart
     with torch.autocast("cpu", torch.bfloat16):
         inside = penalty(core)
+    (gradient,) = torch.autograd.grad(inside, core, retain_graph=True)
     assert inside.dtype == torch.float32
-    assert float(inside) == pytest.approx(by_hand([1.0, 1.001])[0], rel=1e-3)
+    assert float(inside.detach()) == pytest.approx(by_hand([1.0, 1.001])[0], rel=1e-3)
+    assert torch.equal(gradient, torch.autograd.grad(penalty(core), core)[0])
     assert penalty(core.bfloat16()).dtype == torch.float32

@@ -7,9 +7,6 @@ from lrcompress.linalg import (
     gram,
     principal_basis,
     tail_energies,
-    truncate_core,
-    truncated_svd,
-    truncation_rank,
     two_factors,
 )
 from lrcompress.linalg.svd import BLOCKED
@@ -52,114 +49,32 @@ def test_singular_values_of_a_zero_matrix_are_zero():
     assert torch.equal(singular_values(torch.zeros(3, 5)), torch.zeros(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    ("sigma", "tol", "rank"),
-    [
-        ([3.0, 4.0][::-1], 0.6, 1),  # the tail is 3, the norm 5: a tie keeps the smaller rank
-        ([4.0, 3.0], 0.59, 2),
-        ([4.0, 3.0], 0.0, 2),
-        ([2.0, 2.0, 2.0, 2.0], 0.5, 3),  # the tail of one is 2 of 4
-        ([2.0, 2.0, 2.0, 2.0], 0.75, 2),
-        ([1.0, 0.0, 0.0], 0.0, 1),
-        ([1.0, 0.5], 1.0, 0),
-        ([0.0, 0.0], 0.5, 0),
-        ([0.0], 0.0, 0),
-    ],
-)
-def test_truncation_rank_is_the_one_counted_by_hand(sigma, tol, rank):
-    assert truncation_rank(torch.tensor(sigma), tol) == rank
-
-
-@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
-@pytest.mark.parametrize("tol", [0.01, 0.1, 0.3, 0.9])
-def test_truncation_rank_is_the_smallest_within_the_tolerance_at_any_scale(tol, scale):
-    sigma = torch.linalg.svdvals(random_matrix(20, 30)) * scale
-    rank = truncation_rank(sigma, tol)
-    assert sigma[rank:].norm() <= tol * sigma.norm()
-    assert sigma[rank - 1 :].norm() > tol * sigma.norm()
-
-
-def test_a_long_tail_of_tiny_singular_values_is_not_lost_to_rounding():
-    # 4000 values of 1e-4 have a norm of 0.0063; summed onto 1 in float32, each one would vanish.
-    sigma = torch.cat([torch.ones(1), torch.full((4000,), 1e-4)])
-    assert truncation_rank(sigma, 0.006) > 1
-    assert truncation_rank(sigma, 0.0064) == 1
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_full_rank_svd_reproduces_the_matrix(shape):
-    matrix = random_matrix(*shape)
-    U, S, V = truncated_svd(matrix, min(shape))
-    assert relative_difference(U @ S @ V.T, matrix) < 1e-14
-
-
-@pytest.mark.parametrize(("shape", "rank"), [((12, 5), 3), ((7, 7), 1), ((4, 19), 4), ((4, 19), 2), ((1, 6), 1)])
-def test_truncated_svd_has_orthonormal_bases_and_the_best_error(shape, rank):
-    matrix = random_matrix(*shape).float()
-    U, S, V = truncated_svd(matrix, rank)
-    assert (U.shape, S.shape, V.shape) == ((shape[0], rank), (rank, rank), (shape[1], rank))
-    assert U.dtype == S.dtype == V.dtype == torch.float64
-    identity = torch.eye(rank, dtype=torch.float64)
-    assert torch.allclose(U.T @ U, identity, atol=1e-13)
-    assert torch.allclose(V.T @ V, identity, atol=1e-13)
-    # Eckart and Young: no matrix of this rank is closer than the tail.
-    best = torch.linalg.svdvals(matrix.double())[rank:].norm()
-    assert torch.allclose((U @ S @ V.T - matrix).norm(), best, rtol=1e-10, atol=1e-13)
-
-
-def test_full_rank_is_exact_where_the_matrix_is_rank_deficient():
-    matrix = matrix_with_spectrum([1.0, 1e-9], 8, 6)
-    U, S, V = truncated_svd(matrix, 6)
-    assert relative_difference(U @ S @ V.T, matrix) < 1e-14
-    assert torch.allclose(V.T @ V, torch.eye(6, dtype=torch.float64), atol=1e-13)
-    assert torch.allclose(U.T @ U, torch.eye(6, dtype=torch.float64), atol=1e-13)
-
-
-@pytest.mark.parametrize("rank", [0, 4, -1])
-def test_a_rank_out_of_range_is_refused_with_the_range(rank):
-    with pytest.raises(ValueError, match=rf"rank must be in \[1, 3\] for a 3x5 matrix, got {rank}"):
-        truncated_svd(torch.ones(3, 5), rank)
-
-
-@pytest.mark.parametrize(
-    ("sigma", "bounds", "tol", "rank"),
-    [
-        ([4.0, 3.0, 0.1], (1, 3), 0.1, 2),
-        ([4.0, 3.0, 0.1], (3, 3), 0.1, 3),  # held up by the smallest rank
-        ([4.0, 3.0, 0.1], (1, 1), 0.1, 1),  # held down by the largest one
-        ([4.0, 3.0, 0.1], (5, 9), 0.1, 3),  # there are no more
-        ([0.0, 0.0], (1, 2), 0.1, 1),
-    ],
-)
-def test_truncate_core_keeps_the_rank_within_its_bounds(sigma, bounds, tol, rank):
-    size = len(sigma)
-    core = matrix_with_spectrum(sigma, size, size).float()
-    P, kept, Q = truncate_core(core, tol=tol, min_rank=bounds[0], max_rank=bounds[1])
-    assert P.shape == Q.shape == (size, rank)
-    assert P.dtype == kept.dtype == Q.dtype == torch.float32
-    assert torch.allclose(kept, torch.tensor(sigma[:rank]), atol=1e-5)
-    left, values, right = torch.linalg.svd(core.double())
-    best = left[:, :rank] @ torch.diag(values[:rank]) @ right[:rank]
-    assert torch.allclose((P @ torch.diag(kept) @ Q.T).double(), best, atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
 def test_a_truncation_in_the_metric_of_inputs_is_the_best_one_for_them(shape):
     weight, inputs = random_matrix(*shape), some_inputs(shape[1])
     outputs, rank = weight @ inputs, 3
-    U, S, V = truncated_svd(weight, rank, output_gram=outputs @ outputs.T)
+    _, basis, of_outputs = principal_basis(weight, output_gram=outputs @ outputs.T)
+    expand, reduce = two_factors(weight, basis[:, :rank], of_outputs=of_outputs)
     # Eckart and Young for W X: no matrix of this rank comes closer.
     sigma = torch.linalg.svdvals(outputs)
-    assert float((outputs - U @ S @ V.T @ inputs).norm()) == pytest.approx(float(sigma[rank:].norm()), rel=1e-6)
-    for basis in (U, V):
-        assert torch.allclose(basis.T @ basis, identity(rank), atol=1e-10)
+    assert float((outputs - expand @ reduce @ inputs).norm()) == pytest.approx(float(sigma[rank:].norm()), rel=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
-def test_full_rank_reproduces_the_matrix_in_any_metric(shape):
+@pytest.mark.parametrize("in_a_metric", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_full_rank_reproduces_the_matrix_in_any_metric(shape, in_a_metric):
     weight = random_matrix(*shape)
-    U, S, V = truncated_svd(weight, 6, output_gram=weight @ weight.T)
-    assert relative_difference(U @ S @ V.T, weight) < 1e-12
+    output_gram = weight @ weight.T if in_a_metric else None
+    _, basis, of_outputs = principal_basis(weight, output_gram=output_gram)
+    expand, reduce = two_factors(weight, basis, of_outputs=of_outputs)
+    assert relative_difference(expand @ reduce, weight) < 1e-12
+
+
+def test_full_rank_is_exact_where_the_matrix_is_rank_deficient():
+    weight = matrix_with_spectrum([1.0, 1e-9], 8, 6)
+    _, basis, of_outputs = principal_basis(weight)
+    expand, reduce = two_factors(weight, basis, of_outputs=of_outputs)
+    assert relative_difference(expand @ reduce, weight) < 1e-14
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (BLOCKED - 1, 3), (BLOCKED, 5), (BLOCKED + 1, 2), (2 * BLOCKED + 3, 4)])

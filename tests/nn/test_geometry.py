@@ -12,6 +12,7 @@ from networks import (
     TRANSPOSED_CONVOLUTIONS,
     example_input,
     relative_difference,
+    with_weight,
 )
 from timm.layers import Conv2dSame
 from torch import nn
@@ -42,13 +43,26 @@ def test_same_padding_with_the_larger_half_behind_is_counted_by_hand():
     assert conv(torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])).flatten().tolist() == [321, 43]
 
 
-@pytest.mark.parametrize("make", UNGROUPED.values(), ids=UNGROUPED.keys())
+@pytest.mark.parametrize("make", EVERY_KIND.values(), ids=EVERY_KIND.keys())
 def test_the_geometry_applies_a_kernel_as_the_layer_does(make):
     conv = make()
-    bias = 0 if conv.bias is None else conv.bias[:, None, None]
-    for size in ((8, 11), (9, 6)):
-        x = torch.randn(2, conv.in_channels, *size)
-        assert torch.allclose(ConvGeometry.of(conv).conv2d(x, conv.weight) + bias, conv(x), atol=1e-6)
+    geometry = ConvGeometry.of(conv)
+    for size in ((8, 11, 7), (9, 6, 5)):
+        x = torch.randn(2, conv.in_channels, *size[: len(conv.kernel_size)])
+        assert torch.allclose(geometry.apply(x, conv.weight, conv.bias), conv(x), atol=1e-6)
+        # No bias is made up where none is given.
+        expected = conv(x) if conv.bias is None else with_weight(conv, conv.weight, 0 * conv.bias)(x)
+        assert torch.allclose(geometry.apply(x, conv.weight), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_every_axis_is_padded_by_its_own_width(axes, mode):
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for padding in itertools.permutations((0, 1, 2), axes):
+        conv = kinds[axes - 1](2, 3, 3, padding=padding, padding_mode=mode)
+        x = torch.randn(1, 2, *(5, 4, 6)[:axes])
+        assert torch.allclose(ConvGeometry.of(conv).apply(x, conv.weight, conv.bias), conv(x), atol=1e-6)
 
 
 def test_a_geometry_is_a_value():

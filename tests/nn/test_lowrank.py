@@ -2,71 +2,21 @@ import copy
 
 import pytest
 import torch
-from networks import (
-    ALL_LAYERS,
-    CONVOLUTIONS,
-    LINEAR_LAYERS,
-    OTHER_AXES,
-    SAME_CONVOLUTIONS,
-    example_input,
-    relative_difference,
-    with_weight,
-)
+from low_rank_layers import CASES, like
+from networks import example_input, relative_difference, with_weight
 from torch import nn
 
+from lrcompress.nn import CONVOLUTIONS as PLAIN_CONVOLUTIONS
 from lrcompress.nn import (
-    CONVOLUTIONS as PLAIN_CONVOLUTIONS,
-)
-from lrcompress.nn import (
-    ConvGeometry,
     LowRankLinear,
-    MatrixConv,
     SameConv2d,
-    SpatialConv,
     SplitLowRankLinear,
-    TuckerConv,
     dense_weight,
 )
 
 PLAIN = (nn.Linear, *PLAIN_CONVOLUTIONS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, SameConv2d)
 
 
-def like(dense, kind, ranks, **changes):
-    """A low-rank layer in the place of a dense one, with random values."""
-    factory = {"bias": dense.bias is not None, "dtype": dense.weight.dtype} | changes
-    if isinstance(dense, nn.Linear):
-        return kind(dense.in_features, dense.out_features, ranks, **factory)
-    return kind(dense.in_channels, dense.out_channels, ranks, geometry=ConvGeometry.of(dense), **factory)
-
-
-def is_ungrouped(make):
-    return isinstance(make(), PLAIN_CONVOLUTIONS) and make().groups == 1
-
-
-UNGROUPED = {name: make for name, make in (CONVOLUTIONS | SAME_CONVOLUTIONS | OTHER_AXES).items() if is_ungrouped(make)}
-SEVERAL_AXES = {name: make for name, make in UNGROUPED.items() if not name.startswith("1d")}
-
-# (dense layer, low-rank layer) by name.
-CASES = {}
-for name, make in ALL_LAYERS.items():
-    kind = LowRankLinear if name in LINEAR_LAYERS else MatrixConv
-    CASES[f"matrix, {name}"] = lambda make=make, kind=kind: (make(), like(make(), kind, 2))
-for name, make in SEVERAL_AXES.items():
-    CASES[f"spatial, {name}"] = lambda make=make: (make(), like(make(), SpatialConv, 3))
-for name, make in UNGROUPED.items():
-    CASES[f"tucker, {name}"] = lambda make=make: (make(), like(make(), TuckerConv, (3, 2)))
-    CASES[f"tucker, all outputs, {name}"] = lambda make=make: (
-        make(),
-        like(make(), TuckerConv, (make().out_channels, 2)),
-    )
-CASES |= {
-    "split": lambda: (nn.Linear(7, 15), like(nn.Linear(7, 15), SplitLowRankLinear, (2, 1, 3))),
-    "split, no bias": lambda: (
-        nn.Linear(7, 15, bias=False),
-        like(nn.Linear(7, 15, bias=False), SplitLowRankLinear, (2, 1, 3)),
-    ),
-    "split, two parts": lambda: (nn.Linear(4, 6), like(nn.Linear(4, 6), SplitLowRankLinear, [1, 2])),
-}
 every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 
 
@@ -106,9 +56,8 @@ def test_only_the_last_layer_has_a_bias(make):
 @every_case
 def test_layers_are_made_without_values_where_they_are_asked_for_there(make):
     dense, low_rank = make()
-    ranks = {LowRankLinear: 2, MatrixConv: 2, SpatialConv: 3, TuckerConv: (3, 2)}
-    kind = type(low_rank)
-    empty = like(dense, kind, getattr(low_rank, "ranks", ranks.get(kind)), device="meta", dtype=torch.float16)
+    empty = like(dense, type(low_rank), low_rank.ranks, device="meta", dtype=torch.float16)
+    assert empty.ranks == low_rank.ranks
     assert all(parameter.is_meta and parameter.dtype == torch.float16 for parameter in empty.parameters())
 
 
@@ -149,6 +98,61 @@ def test_tensors_are_called_by_what_they_do(make, names):
 def test_weights_have_the_shapes_of_the_scheme(name, shapes):
     _, low_rank = CASES[name]()
     assert [tuple(value.shape) for key, value in low_rank.named_parameters() if key.endswith("weight")] == shapes
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("matrix, linear", (2,)),
+        ("matrix, groups", (2,)),  # of each group
+        ("matrix, transposed 2d, groups", (2,)),
+        ("spatial, 3d", (3,)),
+        ("tucker, 3x3", (3, 2)),
+        ("tucker, all outputs, 3x3", (6, 2)),
+        ("split", (2, 1, 3)),
+    ],
+)
+def test_ranks_are_those_asked_for(name, ranks):
+    assert CASES[name]()[1].ranks == ranks
+
+
+def random_parts(bias, ranks=(2, 4, 1)):
+    return [LowRankLinear(7, 5, rank, bias=bias) for rank in ranks]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_parts_puts_out_what_each_of_them_does_one_after_the_other(bias):
+    parts, x = random_parts(bias), torch.randn(2, 3, 7)
+    whole = SplitLowRankLinear.of(parts)
+    assert (whole.in_features, whole.out_features, whole.ranks) == (7, 15, (2, 4, 1))
+    assert torch.allclose(whole(x), torch.cat([part(x) for part in parts], dim=-1), atol=1e-6)
+    assert (whole.bias is None) is not bias
+    assert not {id(p) for p in whole.parameters()} & {id(p) for part in parts for p in part.parameters()}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_parts_falls_into_these_parts_again(bias):
+    parts = random_parts(bias)
+    again = SplitLowRankLinear.of(parts).split()
+    assert len(again) == 3
+    for part, returned in zip(parts, again, strict=True):
+        assert (returned.in_features, returned.out_features, returned.ranks) == (7, 5, part.ranks)
+        state = returned.state_dict()
+        assert set(state) == set(part.state_dict())
+        assert all(torch.equal(value, state[name]) for name, value in part.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_parts_share_nothing_with_the_whole_and_have_its_type(dtype):
+    whole = SplitLowRankLinear(4, 6, (1, 2), bias=True, dtype=dtype)
+    before = copy.deepcopy(whole.state_dict())
+    for part in whole.split():
+        assert {parameter.dtype for parameter in part.parameters()} == {dtype}
+        with torch.no_grad():
+            for parameter in part.parameters():
+                parameter.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+    assert {value.dtype for value in SplitLowRankLinear.of(whole.split()).state_dict().values()} == {dtype}
 
 
 CONVOLUTIONAL = {name: make for name, make in CASES.items() if not isinstance(make()[0], nn.Linear)}

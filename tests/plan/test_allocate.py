@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -47,6 +48,23 @@ def smallest(layers):
 
 def dense(layers):
     return sum(one.dense_cost for one in layers.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_layer_that_may_not_stay_dense_is_given_an_option_whatever_the_budget(seed):
+    layers = {name: dataclasses.replace(one, dense_cost=None) for name, one in random_layers(seed).items()}
+    for budget in (sum(int(one.costs.min()) for one in layers.values()), 60, 10**6):
+        chosen = allocate(layers, max(budget, sum(one.smallest_cost for one in layers.values())))
+        assert None not in chosen.values()
+    for name, one in layers.items():  # at last, the one of the smallest error
+        assert float(one.squared_errors[chosen[name]]) == float(one.squared_errors.min())
+
+
+def test_what_a_fixed_layer_does_not_cost_is_left_to_the_others():
+    # As a dense layer the first would take all of it, without an error; but it has one option only.
+    fixed, free = layer([10], [0.9], 100), layer([10, 100], [0.5, 0.1], 200)
+    fixed = dataclasses.replace(fixed, dense_cost=None)
+    assert allocate({"fixed": fixed, "free": free}, 110) == {"fixed": 0, "free": 1}
 
 
 @pytest.mark.parametrize("seed", range(12))

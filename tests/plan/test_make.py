@@ -240,15 +240,26 @@ def test_auto_takes_whatever_costs_least_at_equal_error():
     assert costs["auto"] == min(costs.values()) < max(costs.values())
 
 
-@pytest.mark.parametrize("scheme", ["auto", "tucker2"])
-def test_fine_tuning_plans_only_layers_that_it_can_train_in_the_form_that_it_trains(scheme):
+@pytest.mark.parametrize("tol", [0.1, 0.7])
+@pytest.mark.parametrize("scheme", ["matrix", "spatial", "tucker2"])
+def test_fine_tuning_starts_grouped_and_all_other_layers_in_the_form_that_is_wanted(scheme, tol):
     model, decomposer = tiny_cnn(), Decomposer(wanted=scheme)
-    plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), decomposer=decomposer)
-    assert {name: layer.scheme for name, layer in plan.factorized().items()} == {"3": "matrix", "9": "matrix"}
-    assert by_name(plan)["6"].reason.startswith("fine-tuning covers linear layers and ungrouped")
-    plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), layer_ranks={"3": 2}, decomposer=decomposer)
-    assert (by_name(plan)["3"].scheme, by_name(plan)["3"].ranks) == ("matrix", (2,))
-    assert "6" in make_plan(model, Smallest(), input_size=(3, 8, 8), decomposer=decomposer).factorized()
+    plan = make_plan(model, TrainingStart(tol), input_size=(3, 8, 8), decomposer=decomposer)
+    schemes = {name: layer.scheme for name, layer in plan.factorized().items()}
+    assert schemes == {"3": scheme, "6": "matrix", "9": "matrix"}  # a grouped and a linear layer have one form only
+    for layer in plan.factorized().values():
+        assert layer.parameters < layer.dense_parameters
+    plan = make_plan(model, TrainingStart(tol), input_size=(3, 8, 8), layer_ranks={"3": 2}, decomposer=decomposer)
+    assert (by_name(plan)["3"].scheme, set(by_name(plan)["3"].ranks)) == (scheme, {2})
+
+
+def test_fine_tuning_starts_at_whatever_leaves_the_smallest_error_where_nothing_is_within_the_tolerance():
+    model, errors = tiny_cnn(), {}
+    for scheme in ("auto", "matrix", "spatial", "tucker2"):
+        decomposer = Decomposer(wanted=scheme)
+        plan = make_plan(model, TrainingStart(0.1), input_size=(3, 8, 8), decomposer=decomposer)
+        errors[scheme] = by_name(plan)["3"].relative_error
+    assert 0.1 < errors["auto"] == min(errors.values()) < max(errors.values())
 
 
 @pytest.mark.parametrize(

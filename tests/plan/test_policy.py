@@ -78,14 +78,46 @@ def test_a_tolerance_out_of_range_is_refused_with_the_range(policy, tol):
     ("max_rank", "expected"),
     # Flat 8×8 spectra: the tolerance would need 8, useful are 3 (3·16 < 64).
     [
-        (None, {"flat": 3, "steep": 1, "tiny": 1}),
-        (2, {"flat": 2, "steep": 1, "tiny": 1}),
-        (50, {"flat": 3, "steep": 1, "tiny": 1}),
+        (None, {"flat": 3, "steep": 1, "tiny": None}),
+        (2, {"flat": 2, "steep": 1, "tiny": None}),
+        (50, {"flat": 3, "steep": 1, "tiny": None}),
     ],
 )
 def test_training_starts_at_the_tolerance_but_never_above_what_removes_parameters(max_rank, expected):
     choices = {"flat": spectrum([1.0] * 8), "steep": spectrum([1.0] + [1e-3] * 7), "tiny": spectrum([1.0])}
     assert ranks_of(TrainingStart(0.1, max_rank=max_rank), choices) == expected
+
+
+SPATIAL_KERNEL = torch.einsum("or,ip,rq->oipq", random_matrix(8, 2), random_matrix(6, 3), random_matrix(2, 3))
+
+
+@pytest.mark.parametrize("max_rank", [None, 4, 2, 1])
+@pytest.mark.parametrize("tol", [0.01, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("kernel", [random_matrix(8, 54).reshape(8, 6, 3, 3), SPATIAL_KERNEL], ids=["any", "separable"])
+def test_training_starts_at_the_cheapest_option_of_any_scheme_within_the_tolerance_else_at_the_nearest(
+    kernel, tol, max_rank
+):
+    layer = with_weight(nn.Conv2d(6, 8, 3, bias=False, dtype=torch.float64), kernel.double(), None)
+    schemes = [find_scheme(name) for name in ("matrix", "spatial", "tucker2")]
+    choices = list_choices(layer, [Call(1, (9, 9), (7, 7))], {scheme: scheme.decompose(layer) for scheme in schemes})
+    options = [choices.option(index) for index in range(len(choices.ranks)) if bool(choices.useful[index])]
+    small = [one for one in options if max_rank is None or max(one.ranks) <= max_rank]
+    within = [one for one in small if one.relative_error <= tol]
+    chosen = choices.option(TrainingStart(tol, max_rank=max_rank).choose({"one": choices}, WHOLE)["one"])
+    assert chosen in small
+    if within:
+        assert chosen in within
+        assert chosen.parameters == min(one.parameters for one in within)
+    else:
+        assert chosen.relative_error == min(one.relative_error for one in small)
+
+
+def test_training_does_not_start_with_ranks_that_remove_parameters_in_no_scheme():
+    layer = nn.Conv2d(2, 1, 3, bias=False, dtype=torch.float64)
+    matrix = find_scheme("matrix")
+    choices = list_choices(layer, [Call(1, (9, 9), (7, 7))], {matrix: matrix.decompose(layer)})
+    assert TrainingStart(0.9).choose({"one": choices}, WHOLE) == {"one": None}
+    assert TrainingStart(0.9).why_dense(choices) == "no rank removes parameters without adding multiply-accumulates"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+
+from lrcompress.perturb import ascend, project, random_start
+
+ORDERS = {"linf": math.inf, "l2": 2}
+both_norms = pytest.mark.parametrize("norm", ORDERS)
+# Radii from less than one level of eight bits to more than the whole range.
+every_radius = pytest.mark.parametrize("eps", [0.001, 8 / 255, 0.5, 3.0])
+
+
+def numbers(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def some_images(count=6):
+    """Images anywhere in [0, 1], black ones and white ones."""
+    images = torch.rand(count, 3, 5, 4, generator=numbers())
+    images[0], images[1] = 0.0, 1.0
+    return images
+
+
+def distances(moved, images, norm):
+    return torch.stack([torch.linalg.vector_norm(a - b, ORDERS[norm]) for a, b in zip(moved, images, strict=True)])
+
+
+def direction(seed=1, size=1.0):
+    return size * torch.randn(6, 3, 5, 4, generator=numbers(seed))
+
+
+@both_norms
+@every_radius
+@pytest.mark.parametrize("size", [1e-4, 0.1, 100.0])
+def test_a_projection_lies_within_the_ball_and_the_range_of_pixels(size, eps, norm):
+    images = some_images()
+    moved = project(images + direction(size=size), images, eps, norm)
+    assert float(distances(moved, images, norm).max()) <= eps * (1 + 1e-5) + 1e-7
+    assert float(moved.min()) >= 0
+    assert float(moved.max()) <= 1
+
+
+@both_norms
+def test_what_lies_within_already_stays_where_it_is(norm):
+    images = 0.25 + some_images() / 2
+    delta = direction(size=0.01)
+    eps = float(distances(images + delta, images, norm).max()) * 1.01
+    assert torch.allclose(project(images + delta, images, eps, norm), images + delta, atol=1e-7)
+    assert torch.equal(project(images, images, eps, norm), images)
+
+
+@both_norms
+def test_what_lies_outside_is_brought_to_the_nearest_point_of_the_ball(norm):
+    images = torch.full((6, 3, 5, 4), 0.5)
+    delta, eps = direction(), 0.2
+    moved = project(images + delta, images, eps, norm)
+    if norm == "linf":  # coordinate by coordinate
+        expected = torch.maximum(torch.minimum(delta, torch.tensor(eps)), torch.tensor(-eps))
+    else:  # along the ray to the centre
+        expected = torch.stack([eps * one / torch.linalg.vector_norm(one) for one in delta])
+    assert torch.allclose(moved - images, expected, atol=1e-6)
+    assert torch.allclose(distances(moved, images, norm), torch.full((6,), eps), rtol=1e-5)
+
+
+@both_norms
+def test_images_are_projected_each_for_itself(norm):
+    images, moved = some_images(), some_images() + direction()
+    together = project(moved, images, 0.1, norm)
+    for index in range(6):
+        one = slice(index, index + 1)
+        assert torch.allclose(together[one], project(moved[one], images[one], 0.1, norm))
+
+
+@both_norms
+@every_radius
+def test_random_starts_lie_within_the_ball_and_the_range_of_pixels(eps, norm):
+    images = some_images()
+    for seed in range(5):
+        start = random_start(images, eps, norm, generator=numbers(seed))
+        assert float(distances(start, images, norm).max()) <= eps * (1 + 1e-5) + 1e-7
+        assert float(start.min()) >= 0
+        assert float(start.max()) <= 1
+        assert start.dtype == images.dtype
+
+
+@both_norms
+def test_random_starts_fill_the_ball_in_every_direction(norm):
+    images = torch.full((4000, 1, 2, 2), 0.5)
+    delta = random_start(images, 0.2, norm, generator=numbers()) - images
+    assert float(delta.mean((0, 1)).abs().max()) < 0.01
+    sizes = distances(images + delta, images, norm) / 0.2
+    if norm == "linf":  # the largest of four uniform coordinates
+        assert float((delta / 0.2).square().mean()) == pytest.approx(1 / 3, rel=0.05)
+        expected = torch.arange(1, 10) / 10
+        assert torch.allclose(torch.quantile(sizes, expected**0.25), expected.pow(0.25) ** 0.25, atol=0.02)
+    else:  # a uniform radius
+        assert torch.allclose(torch.quantile(sizes, torch.arange(1, 10) / 10), torch.arange(1, 10) / 10, atol=0.03)
+
+
+@both_norms
+def test_random_starts_depend_on_the_generator_only(norm):
+    images = some_images()
+    first, again, other = (random_start(images, 0.1, norm, generator=numbers(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[0] - images[0], first[1] - images[1])
+
+
+@both_norms
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20])
+def test_a_step_has_the_asked_size_at_any_scale_of_the_gradient(scale, norm):
+    images, gradient = torch.zeros(6, 3, 5, 4), direction(size=scale)
+    step = ascend(images, gradient, 0.05, norm)
+    assert torch.allclose(distances(step, images, norm), torch.full((6,), 0.05), rtol=1e-5)
+    expected = 0.05 * gradient.sign()
+    if norm == "l2":
+        expected = torch.stack([0.05 * (one / scale) / torch.linalg.vector_norm(one / scale) for one in gradient])
+    assert torch.allclose(step, expected, atol=1e-6)
+
+
+@both_norms
+def test_a_step_goes_the_steepest_way_up_that_its_norm_allows(norm):
+    images, gradient = some_images(), direction()
+    gain = ((ascend(images, gradient, 0.1, norm) - images) * gradient).sum((1, 2, 3))
+    # Hölder: the largest gain of a step of this size is that times the dual norm.
+    dual = torch.stack([torch.linalg.vector_norm(one, 1 if norm == "linf" else 2) for one in gradient])
+    assert torch.allclose(gain, 0.1 * dual, rtol=1e-4)
+
+
+@both_norms
+def test_a_zero_gradient_moves_nothing(norm):
+    images = some_images()
+    assert torch.equal(ascend(images, torch.zeros_like(images), 0.1, norm), images)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrcompress.dlrt.options import DlrtOptions
 from lrcompress.dlrt.step import possible_ranks, squared_errors
+from lrcompress.errors import OptionError
 from lrcompress.linalg import Factors
 from lrcompress.nn import FactoredLayer, PlainLayer, factored_layers
 from lrcompress.plan import Choices, RankPolicy, WholeModel
@@ -41,6 +42,9 @@ class RankControl:
         model: the network with its factored layers.
         options: the policy, and the bounds of the ranks.
         circumstances: see there.
+
+    Raises:
+        OptionError: if the policy looks at multiply-accumulates, and nothing is known of them.
     """
 
     def __init__(self, model: nn.Module, options: DlrtOptions, circumstances: Circumstances) -> None:
@@ -49,12 +53,20 @@ class RankControl:
         self.layers = {name: _LayerCosts.of(name, layer, options, circumstances) for name, layer in layers.items()}
         others = sum(parameter.numel() for parameter in model.parameters())
         others -= sum(layer.own_parameters() for layer in layers.values())
+        if options.policy.needs_macs() and not circumstances.macs:
+            raise OptionError(
+                "a budget of multiply-accumulates needs to know how many each layer has",
+                hint="circumstances=Circumstances(positions, macs), or another budget",
+            )
+        constraints = {"a smaller --min-rank": options.min_rank > 1, "a smaller --round-ranks": options.round_ranks > 1}
         self.whole = WholeModel(
-            others + sum(layer.dense_parameters for layer in self.layers.values()), circumstances.macs
+            others + sum(layer.dense_parameters for layer in self.layers.values()),
+            circumstances.macs,
+            constraints=tuple(words for words, holds in constraints.items() if holds),
         )
 
     def smallest_fraction(self) -> float:
-        """Returns the share of the dense network's parameters that is left with every rank at one."""
+        """Returns the share of the dense network's parameters that is left with every rank as small as it may be."""
         saved = sum(layer.dense_parameters - layer.smallest() for layer in self.layers.values())
         return 1 - saved / self.whole.parameters
 
@@ -99,18 +111,20 @@ class _LayerCosts:
     @classmethod
     def of(cls, name: str, layer: FactoredLayer, options: DlrtOptions, circumstances: Circumstances) -> "_LayerCosts":
         plain = layer.plain()
-        # A part of a split layer is called with the whole.
-        whole = name.rpartition(".parts.")[0] or name
+        # A part of a split layer is called with the whole, whose ranks are those of its parts.
+        whole, _, part = name.rpartition(".parts.") if ".parts." in name else (name, "", "")
         positions = circumstances.positions.get(whole, Positions(0, 0, 0))
-        fixed = circumstances.fixed_ranks.get(name)
+        fixed = circumstances.fixed_ranks.get(whole)
+        if part and fixed is not None:
+            fixed = (fixed[int(part)],)
         bounds = _Bounds(options.min_rank, options.max_rank, options.round_ranks, fixed)
         scheme = find_scheme(layer.scheme)
         return cls(scheme, plain, positions, dense_parameters(plain), dense_macs(plain, positions), bounds)
 
     def smallest(self) -> int:
-        """Returns the number of parameters at the smallest ranks."""
-        ranks = torch.ones(1, self.scheme.modes or 1, dtype=torch.long)
-        return int(self.scheme.parameters(self.plain, ranks)[0])
+        """Returns the number of parameters at the smallest ranks that are allowed."""
+        most = torch.tensor(self.scheme.largest_ranks(self.plain))
+        return int(self.scheme.parameters(self.plain, self.allowed.least(most)[None])[0])
 
     def choices(self, rotated: Factors, policy: RankPolicy) -> Choices:
         ranks = possible_ranks(rotated)
@@ -142,6 +156,12 @@ class _Bounds:
     largest: int | None
     multiple: int
     fixed: tuple[int, ...] | None
+
+    def least(self, most: Int[Tensor, "modes"]) -> Int[Tensor, "modes"]:
+        """Returns the smallest allowed ranks of a layer whose largest ones are given."""
+        if self.fixed is not None:
+            return torch.tensor(self.fixed).minimum(most)
+        return most.clamp_max(-(-self.smallest // self.multiple) * self.multiple)
 
     def select(self, ranks: Int[Tensor, "k modes"], useful: Tensor, parameters: Int[Tensor, "k"]) -> Int[Tensor, "j"]:
         """Returns the indices of the allowed ranks, of the smallest one if there are none."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from networks import matrix_with_spectrum
 from torch import nn
 
 from lrcompress.checkpoint import LoadOptions
-from lrcompress.dlrt import DlrtOptions
+from lrcompress.data import Augmentation
+from lrcompress.dlrt import DlrtOptions, TrainingOptions
+from lrcompress.plan import Tolerance
 
 FACTORY = """
 from torch import nn
@@ -52,10 +55,12 @@ def load_options(folder: Path) -> LoadOptions:
     return LoadOptions(arch=f"{folder / 'net.py'}:build", preprocessing=INPUT)
 
 
-def training(**values: object) -> DlrtOptions:
-    """Returns a very short fine-tuning."""
-    settings: dict = {"tol": 0.1, "epochs": 2, "batch_size": 20, "coefficient_steps": 1, "crop": 0, **values}
-    return DlrtOptions(**settings)
+def training(**values: Any) -> TrainingOptions:
+    """Returns a very short fine-tuning; values are settings of the method or of the loop."""
+    known = {field.name for field in fields(DlrtOptions)}
+    method = {"policy": Tolerance(0.1), "coefficient_steps": 1} | {k: v for k, v in values.items() if k in known}
+    loop = {"epochs": 2, "batch_size": 20, "augmentation": Augmentation(crop=0)}
+    return TrainingOptions(DlrtOptions(**method), **loop | {k: v for k, v in values.items() if k not in known})
 
 
 def listing(folder: Path) -> dict[str, bytes]:

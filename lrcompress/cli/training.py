@@ -35,6 +35,17 @@ METHOD = {
 }
 
 
+# Options that do nothing without another one, or with another value of it; without a value any will do.
+NEEDS: dict[str, tuple[str, Any]] = {
+    "momentum": ("optimizer", "sgd"),
+    "adversarial_eps": ("adversarial", None),
+    "adversarial_norm": ("adversarial", None),
+    "adversarial_steps": ("adversarial", "pgd"),
+    "adversarial_share": ("adversarial", None),
+    "trades": ("adversarial", None),
+}
+
+
 class Penalty(str, Enum):
     """What `--penalty` takes."""
 
@@ -110,6 +121,7 @@ class GivenTraining:
         if data is None or given.get("epochs") == 0:
             self._refuse()
             return None
+        self._check_needs()
         own = {name: given.pop(name) for name in METHOD & given.keys()}
         augmentation = {name: given.pop(name) for name in AUGMENTATION & given.keys()}
         defaults = {"epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL, "max_drop": max_drop, "seed": seed}
@@ -119,12 +131,21 @@ class GivenTraining:
             **{**defaults, **given},
         )
 
+    def _check_needs(self) -> None:
+        for name, (other, value) in NEEDS.items():
+            has = self.values.get(other)
+            if name in self.values and (has is None or value not in (None, has)):
+                wanted = _option(other) + (f" {value}" if value else "")
+                raise OptionError(
+                    f"{_option(name)} does nothing without {wanted}", hint=f"add {wanted}, or leave it out"
+                )
+
     def _refuse(self) -> None:
         without_effect = [name for name in self.values if name != "epochs" or self.values[name] > 0]
         if without_effect:
             name = without_effect[0]
             negated = name in ("flip", "every_gradient") and not self.values[name]
-            option = f"--{'no-' * negated}{name.replace('_', '-')}"
+            option = _option(f"no_{name}" if negated else name)
             raise OptionError(f"{option} needs images to fine-tune on", hint="--data DIR, and not --epochs 0")
 
 
@@ -238,6 +259,10 @@ def training_options(
 
         given["adversarial_eps"] = parse_eps([adversarial_eps], given["adversarial_norm"] or "linf")[0]
     return GivenTraining({name: value for name, value in given.items() if value is not None})
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _range(text: str) -> tuple[float, float]:

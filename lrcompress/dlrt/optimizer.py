@@ -76,7 +76,7 @@ class Dlrt:
         """Does what comes next in the cycle, with the gradients that `backward` has left.
 
         Raises:
-            TrainingError: if a gradient is not finite; nothing has then been changed.
+            TrainingError: if a gradient is not finite, in which case nothing has been changed, or a weight.
         """
         extends = self.position == 0 and not self.frozen
         average_(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)
@@ -138,6 +138,7 @@ class Dlrt:
         self._ask_for_basis_gradients_()
 
     def _cut_(self, choose: Callable[[Mapping[str, Factors]], dict[str, tuple[int, ...]]]) -> None:
+        self._check_cores()
         with torch.no_grad():
             rotated = {name: rotate(layer.factors()) for name, layer in self.layers.items()}
             ranks: Any = agree(choose({name: factors for name, (factors, _) in rotated.items()}))
@@ -172,6 +173,12 @@ class Dlrt:
     def _ask_for_basis_gradients_(self, wanted: bool | None = None) -> None:
         for layer in self.layers.values():
             layer.ask_for_basis_gradients_(self.position == 0 and not self.frozen if wanted is None else wanted)
+
+    def _check_cores(self) -> None:
+        """Raises an error that names the first core that is not finite: it cannot be decomposed."""
+        for name, layer in self.layers.items():
+            if not torch.isfinite(layer.S).all():
+                raise TrainingError(f"the weight of `{name}` is not finite", hint="lower --lr or --beta")
 
     def _check_gradients(self, *, extends: bool) -> None:
         """Raises an error that names the first parameter whose gradient is not finite."""

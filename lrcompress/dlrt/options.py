@@ -8,6 +8,8 @@ from lrcompress.dlrt.moments import Moments
 from lrcompress.errors import OptionError
 from lrcompress.plan import RankPolicy
 
+PENALTIES, CORES, UNFOLDINGS = ("auto", "scale-free", "paper"), ("retained", "augmented"), ("output", "both")
+
 
 @dataclass(frozen=True)
 class DlrtOptions:
@@ -66,6 +68,10 @@ class DlrtOptions:
         require(self.clip_norm is None or self.clip_norm > 0, "--clip-norm", "more than 0", self.clip_norm)
         require(self.moments in ("floor", "transport", "reset"), "--moments", "floor, transport, reset", self.moments)
         require(math.isfinite(self.beta) and self.beta >= 0, "--beta", "0 or more", self.beta)
+        require(self.penalty in PENALTIES, "--penalty", ", ".join(PENALTIES), self.penalty)
+        require(self.penalty_core in CORES, "--penalty-core", " or ".join(CORES), self.penalty_core)
+        require(self.penalty_unfolding in UNFOLDINGS, "--penalty-unfolding", " or ".join(UNFOLDINGS),
+                self.penalty_unfolding)  # fmt: skip
         require(self.max_kappa is None or self.max_kappa > 1, "--max-kappa", "more than 1", self.max_kappa)
         require(self.min_rank >= 1, "--min-rank", "at least 1", self.min_rank)
         require(self.max_rank is None or self.max_rank >= self.min_rank, "--max-rank", ">= --min-rank", self.max_rank)

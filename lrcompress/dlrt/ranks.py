@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lrcompress.dlrt.options import DlrtOptions
 from lrcompress.dlrt.step import possible_ranks, squared_errors
+from lrcompress.errors import OptionError
 from lrcompress.linalg import Factors
 from lrcompress.nn import FactoredLayer, PlainLayer, factored_layers
 from lrcompress.plan import Choices, RankPolicy, WholeModel
@@ -40,6 +41,9 @@ class RankControl:
         model: the network with its factored layers.
         options: the policy, and the bounds of the ranks.
         circumstances: see there.
+
+    Raises:
+        OptionError: if the policy looks at multiply-accumulates, and nothing is known of them.
     """
 
     def __init__(self, model: nn.Module, options: DlrtOptions, circumstances: Circumstances) -> None:
@@ -48,8 +52,16 @@ class RankControl:
         self.layers = {name: _LayerCosts.of(name, layer, options, circumstances) for name, layer in layers.items()}
         others = sum(parameter.numel() for parameter in model.parameters())
         others -= sum(layer.own_parameters() for layer in layers.values())
+        if options.policy.needs_macs() and not circumstances.macs:
+            raise OptionError(
+                "a budget of multiply-accumulates needs to know how many each layer has",
+                hint="circumstances=Circumstances(positions, macs), or another budget",
+            )
+        constraints = {"a smaller --min-rank": options.min_rank > 1, "a smaller --round-ranks": options.round_ranks > 1}
         self.whole = WholeModel(
-            others + sum(layer.dense_parameters for layer in self.layers.values()), circumstances.macs
+            others + sum(layer.dense_parameters for layer in self.layers.values()),
+            circumstances.macs,
+            constraints=tuple(words for words, holds in constraints.items() if holds),
         )
 
     def smallest_fraction(self) -> float:

@@ -85,12 +85,19 @@ class TrainingOptions:
         require(0 <= self.distill <= 1, "--distill", "in [0, 1]", self.distill)
         require(self.temperature > 0, "--temperature", "more than 0", self.temperature)
         require(0 <= self.label_smoothing < 1, "--label-smoothing", "in [0, 1)", self.label_smoothing)
-        require(0 < self.adversarial_eps <= 1 or self.adversarial_norm == "l2", "--adversarial-eps",
-                "in (0, 1], in units of [0, 1] images", self.adversarial_eps)  # fmt: skip
+        require(self.adversarial in (None, "fgsm-rs", "pgd"), "--adversarial", "fgsm-rs or pgd", self.adversarial)
+        require(self.adversarial_norm in ("linf", "l2"), "--adversarial-norm", "linf or l2", self.adversarial_norm)
+        largest = 1 if self.adversarial_norm == "linf" else math.inf
+        require(0 < self.adversarial_eps <= largest and math.isfinite(self.adversarial_eps), "--adversarial-eps",
+                "in (0, 1], in units of [0, 1] images" if largest == 1 else "more than 0",
+                self.adversarial_eps)  # fmt: skip
         require(self.adversarial_steps >= 1, "--adversarial-steps", "at least 1", self.adversarial_steps)
         require(0 < self.adversarial_share <= 1, "--adversarial-share", "in (0, 1]", self.adversarial_share)
         require(self.trades == 0 or self.adversarial is not None, "--trades", "with --adversarial", self.trades)
+        require(self.trades == 0 or self.adversarial_share == 1, "--adversarial-share", "1 with --trades",
+                self.adversarial_share)  # fmt: skip
         require(self.trades >= 0 and math.isfinite(self.trades), "--trades", "0 or more", self.trades)
+        require(self.precision in ("float32", "bfloat16"), "--precision", "float32 or bfloat16", self.precision)
         require(self.workers >= 0, "--workers", "0 or more", self.workers)
 
     def adversary(self) -> Adversary | None:
@@ -102,7 +109,7 @@ class TrainingOptions:
             self.adversarial_eps,
             self.adversarial_norm,
             self.adversarial_steps,
-            self.adversarial_share if self.trades == 0 else 1.0,
+            self.adversarial_share,
             self.precision == "bfloat16",
         )
 

@@ -45,7 +45,8 @@ def synchronised_batch_norms(model: nn.Module) -> Iterator[None]:
 
 def _forward(norm: Any, x: Tensor) -> Tensor:
     if not norm.training:
-        y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        mean, variance = norm.running_mean, norm.running_var
+        y = F.batch_norm(x, mean, variance, norm.weight, norm.bias, mean is None, 0.0, norm.eps)
     else:
         y = _normalise(norm, x)
     # timm's batch norm with an activation.

@@ -55,7 +55,7 @@ def fine_tune_(
         is_stopped: asked after each step.
 
     Raises:
-        OptionError: if there is nobody to distil from.
+        OptionError: if there is nobody to distil from or to compare with.
         TrainingError: if the loss or a gradient is not finite, or the run was stopped.
         DataError: if there are too few images for one batch, or labels that the model does not have.
     """
@@ -63,7 +63,8 @@ def fine_tune_(
     if count_training_batches(len(rest), batch_size=options.batch_size, processes=world()[1]) == 0:
         raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
     if dense is None and (options.distill > 0 or options.max_drop is not None):
-        raise OptionError("distillation needs the uncompressed model", hint="pass dense=, or distill=0")
+        what, name = ("distillation", "distill=0") if options.distill > 0 else ("a largest drop", "max_drop=None")
+        raise OptionError(f"{what} needs the uncompressed model", hint=f"pass dense=, or {name}")
     device = next(model.parameters()).device
     # Dropout and its like draw from the global generators: seeded for each step, and afterwards as they were before.
     with (
@@ -128,8 +129,10 @@ class _Run:
         else:
             self._restore_(resume)
         saved = time.monotonic()
-        while not self._is_over():
-            for pixels, labels in self._batches():
+        over = self._is_over()
+        # A run that was stopped in its very last step still has an epoch to end.
+        while not over or self.batch > 0:
+            for pixels, labels in [] if over else self._batches():
                 self.losses.append(self._train_step_(pixels, labels))
                 self.step, self.batch = self.step + 1, self.batch + 1
                 self._report(self.losses[-1])
@@ -141,9 +144,10 @@ class _Run:
                     raise TrainingError(
                         f"stopped in step {self.step} of {self.steps}", hint="--resume goes on from here"
                     )
-                if self._is_over():
+                if over := self._is_over():
                     break
             self._end_epoch_()
+            over = self._is_over()
         self.model.load_state_dict(self.best)
         self.model.eval()
         penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
@@ -163,6 +167,7 @@ class _Run:
             "epoch": self.epoch,
             "batch": self.batch,
             "losses": list(self.losses),
+            "parameters": self.parameters,
             "log": [record.to_json() for record in self.log],
             "fraction": None if self.target is None else self.target.fraction,
             "elapsed": self._elapsed(),
@@ -178,7 +183,7 @@ class _Run:
         if self.target is not None and state["fraction"] is not None:
             self.target.fraction = state["fraction"]
             self.dlrt.ranks.policy = self.target.policy()
-        self.parameters = self.log[-1].parameters
+        self.parameters = state["parameters"]
 
     def _batches(self) -> Any:
         return iterate_training_batches(
@@ -195,7 +200,7 @@ class _Run:
 
     def _count_classes(self) -> int:
         with torch.no_grad(), eval_mode(self.model):
-            return self.model(self.held_out.dataset[0][0][None].to(self.device)).shape[1]
+            return self.model(self.images.dataset[0][0][None].to(self.device)).shape[1]
 
     def _train_step_(self, pixels: Tensor, labels: Tensor) -> float:
         """Takes one step on this process's part of a batch and returns its loss, averaged over all processes."""
@@ -211,12 +216,15 @@ class _Run:
         whole = total(len(pixels), self.device) / world()[1]
         self.dlrt.zero_grad()
         mean = 0.0
-        parts = min(self.options.accumulate, len(pixels))
-        for number, (some, wanted) in enumerate(zip(pixels.chunk(parts), labels.chunk(parts), strict=True)):
+        # As many on all processes, and no part of one image: batch norm cannot train on it.
+        parts = max(1, min(self.options.accumulate, int(whole) // 2))
+        for number, (some, wanted) in enumerate(
+            zip(pixels.tensor_split(parts), labels.tensor_split(parts), strict=True)
+        ):
             loss = self.objective(some, wanted, seed=self.options.seed + self.step * parts + number)
             # Before it is used: the bases and the optimiser's state must not be made of it.
-            if not math.isfinite(total(float(loss.detach()), self.device)):
-                raise self._diverged(f"the loss is {float(loss.detach())}", some)
+            if not math.isfinite(value := total(float(loss.detach()), self.device)):
+                raise self._diverged(f"the loss is {value}", some)
             (loss * (len(some) / whole)).backward()
             mean += float(loss.detach()) * len(some) / whole
         penalty = self.dlrt.penalty()
@@ -276,7 +284,10 @@ class _Run:
     def _robust_accuracy(self) -> float:
         """Returns the share of right answers on perturbed held-out images: the training's own adversary, no more."""
         assert self.adversary is not None  # asked by whoever calls
-        return self.adversary.accuracy(self.model, self.held_out, count=ROBUST_IMAGES, seed=self.options.seed)
+        count, right = min(ROBUST_IMAGES, len(self.held_out)), 0.0
+        if count:
+            right = count * self.adversary.accuracy(self.model, self.held_out, count=count, seed=self.options.seed)
+        return round(total(right, self.device)) / round(total(count, self.device))
 
     def _is_over(self) -> bool:
         waited = self.options.patience is not None and self.dlrt.frozen and self.waited >= self.options.patience
@@ -295,7 +306,7 @@ class _Run:
     def _lr_factor(self, position: float) -> float:
         warm_up = max(1, round(self.options.warm_up * self.steps))
         if position < warm_up:
-            return (position + 1) / warm_up
+            return min(1.0, (position + 1) / warm_up)  # with a time limit positions are no whole numbers
         return 0.5 * (1 + math.cos(math.pi * (position - warm_up) / max(1, self.steps - warm_up)))
 
     def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:

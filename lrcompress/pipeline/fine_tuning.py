@@ -92,9 +92,9 @@ def fine_tune_loaded(
     settings = {
         "checkpoint": loaded.source.sha256,
         "plan": [[layer.name, layer.scheme, list(layer.ranks)] for layer in plan.layers],
-        "settings": training.describe(),
         "data": data,
         "images": len(images),
+        **training.describe(),
     }
     unfinished = UnfinishedRun.beside(output, settings)
     state = unfinished.read() if resume else None

@@ -1,10 +1,8 @@
 """The state of a fine-tuning that has not ended: written beside the output, read again by `--resume`."""
 
 import io
-import pickle
 import signal
 import threading
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from lrcompress.dlrt import world
 from lrcompress.errors import OptionError, OutputError
 
 VERSION = 1
+LONGEST_VALUES = 160  # characters of two values that a message tells
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,7 @@ class UnfinishedRun:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             version, settings, state = (content[key] for key in ("version", "settings", "state"))
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            KeyError,
-            TypeError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
+        except Exception as error:  # what is no such file may make torch raise anything
             raise OutputError(
                 f"`{self.path}` is no state of a run, or damaged", hint="--overwrite starts the run anew"
             ) from error
@@ -69,8 +60,10 @@ class UnfinishedRun:
         different = [key for key in sorted({*settings, *wanted}) if settings.get(key) != wanted.get(key)]
         if different:
             key = different[0]
+            then, now = repr(settings.get(key)), repr(wanted.get(key))
+            values = f": {then}, not {now}" if len(then + now) <= LONGEST_VALUES else ""
             raise OptionError(
-                f"`{self.path}` is of a run with {key} {settings.get(key)!r}, this one has {wanted.get(key)!r}",
+                f"`{self.path}` is of a run with another {key}{values}",
                 hint="resume with the same command, or start anew with --overwrite",
             )
         return state

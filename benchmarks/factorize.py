@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lrcompress.factorize import factorize
-from lrcompress.linalg import truncation_rank
+from lrcompress.linalg import tail_energies
 from lrcompress.nn import dense_weight, expose_, plain_layer, twin, weight_from_matrices, weight_matrices
 from lrcompress.plan import CompressionPlan, Decomposer, Tolerance, find_layers, make_plan
 
@@ -76,7 +76,8 @@ def plain_loop(matrices: dict[str, torch.Tensor]) -> dict[str, tuple[int, float]
     found = {}
     for name, matrix in matrices.items():
         U, sigma, Vt = torch.linalg.svd(matrix, full_matrices=False)
-        rank = truncation_rank(sigma, TOL)
+        tails = tail_energies(sigma.double().square())
+        rank = int((tails <= TOL**2 * tails[0]).nonzero()[0])
         low_rank = (U[:, :rank] * sigma[:rank]) @ Vt[:rank]
         found[name] = rank, float((matrix - low_rank).double().norm() / matrix.double().norm())
     return found

@@ -1,4 +1,4 @@
-"""Writes docs/results.md, docs/policies.svg and the figures in README.md from the committed results.
+"""Writes docs/results.md, its plots and the figures in README.md from the committed results.
 
     pip install -e ".[bench]" && python benchmarks/results_page.py
 
@@ -46,6 +46,20 @@ def compression_row(name: str, part: dict[str, Any]) -> list[str]:
         f"{percent(part['clean_after'], 2)} [{100 * low:.1f}, {100 * high:.1f}]",
         f"{0.0 - part['drop']:+.2f}",  # 0.0 minus: not -0.00
         f"{part['images']:,}",
+    ]
+
+
+def tuned_row(name: str, row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
+    low, high = row["interval"]
+    return [
+        name,
+        percent(1 - row["bytes"] / dense["bytes"]),
+        percent(1 - row["parameters"] / dense["parameters"]),
+        percent(1 - row["macs"] / dense["macs"]),
+        percent(dense["accuracy"], 2),
+        f"{percent(row['accuracy'], 2)} [{100 * low:.1f}, {100 * high:.1f}]",
+        f"{100 * (row['accuracy'] - dense['accuracy']):+.2f}",
+        f"{row['images']:,}",
     ]
 
 
@@ -252,6 +266,119 @@ memory at once, it is {timed} MB.
 """
 
 
+def dlrt_section() -> str:
+    """Returns the part of the page on fine-tuning: what comes out, and what it costs."""
+    parts = read_results("dlrt")
+    part, cost, turned = parts["rows"], parts["cost"], parts["orthonormality"]
+    made, network = part["rows"], part["network"]
+    whole = made["dense"]
+    rows = []
+    for row in made.values():
+        low, high = row["interval"]
+        kappas = sorted(row["kappas"].values())
+        rows.append(
+            [
+                row["title"],
+                percent(1 - row["parameters"] / whole["parameters"]),
+                f"{row['bytes']:,}",
+                percent(1 - row["macs"] / whole["macs"]),
+                f"{percent(row['accuracy'], 2)} [{100 * low:.1f}, {100 * high:.1f}]",
+                f"{median(kappas):.3g} ({kappas[-1]:.3g})" if kappas else "–",
+                *(percent(share) for share in row["pgd"].values()),
+            ]
+        )
+    radii = list(whole["pgd"])
+    header = ["network", "parameters removed", "bytes", "MACs removed", "clean [95 %]", "κ, median (largest)"]
+    header += [f"PGD-20×2 at {radius}" for radius in radii]
+    ratios = "; ".join(f"{cost[f'step_ratio_at_{share}']:.2f} at {share} % removed" for share in ("90", "75", "50"))
+    peaks = {name: f"{value / 1e6:,.0f}" for name, value in cost["peak_bytes"].items()}
+    recipe = network["recipe"]
+    return f"""## Fine-tuning
+
+`python benchmarks/dlrt.py rows --data DIR`: VGG11 with batch norm ({network["parameters"]:,} parameters), trained for
+{recipe["epochs"]} epochs on Fashion-MNIST by `train_networks.py`. All rows but the first two start from it and train
+for {part["epochs"]} more epochs on 54,000 images; the best epoch is chosen on the other 6,000 of the training split.
+Clean accuracy is that of all {whole["images"]:,} test images, under attack that of
+{whole["attacked_images"]:,} of them (20 steps, 2 restarts, ℓ∞). One run each, seed 0.
+
+{table(header, rows)}
+
+{dlrt_text(made)}
+
+![Held-out accuracy after every epoch](dlrt.svg)
+
+{circumstances(part)}
+
+### What a step costs
+
+`python benchmarks/dlrt.py cost`: whole DLRT cycles of the same network, timed in turn with as many dense training steps
+(batch {cost["batch_size"]}, {cost["precision"]} autocast, median of {cost["rounds"]} rounds), divided by their steps.
+A dense step takes {cost["seconds"]["dense"]:.2f} s; a DLRT step takes, as a part of it, {ratios}. The peak memory of
+training, beyond what imports take, is {peaks["90"]} MB at 90 % removed, {peaks["75"]} MB at 75 %, and
+{peaks["dense"]} MB dense.
+
+After {turned["cycles"]:,} cycles with weight decay and autocast ‖UᵀU − I‖ is {turned["orthonormality"]:.1e} at most
+(`python benchmarks/dlrt.py orthonormality`).
+
+{circumstances(cost)}
+"""
+
+
+def dlrt_text(made: dict[str, Any]) -> str:
+    """Returns what the rows say, computed from them."""
+    sentences = []
+    if "dense_long" in made:
+        long = made["dense_long"]["accuracy"]
+        for name in ("distilled_95", "distilled_97"):
+            if name in made:
+                gone = percent(1 - made[name]["parameters"] / made["dense"]["parameters"])
+                points = 100 * (made[name]["accuracy"] - long)
+                sentences.append(
+                    f"With {gone} removed, {points:+.2f} points against the dense network trained as long."
+                )
+    if "adversarial_94" in made:
+        small, dense = made["adversarial_94"], made["dense"]
+        points = 100 * (small["pgd"]["8/255"] - dense["pgd"]["8/255"])
+        sentences.append(
+            f"Adversarial training adds {points:+.1f} points at 8/255 to what the dense network withstands."
+        )
+        if "dense_adversarial" in made:
+            other = made["dense_adversarial"]
+            robust = 100 * (small["pgd"]["8/255"] - other["pgd"]["8/255"])
+            clean = 100 * (small["accuracy"] - other["accuracy"])
+            sentences.append(
+                f"Against the dense network trained adversarially as long that is {robust:+.1f} points there and "
+                f"{clean:+.2f} points of clean accuracy."
+            )
+    missing = [row for row in ("dense_long", "distilled_97", "dlrt_95", "robust_95", "paper_95", "fixed_95",
+                               "adversarial_94", "dense_adversarial") if row not in made]  # fmt: skip
+    if missing:
+        sentences.append(f"Not measured yet: {', '.join(missing)}.")
+    return "\n".join(sentences)
+
+
+def plot_dlrt(path: Path) -> None:
+    """Draws held-out accuracy by epoch of all rows that were trained."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "dlrt"  # the same file for the same figures
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for row in read_results("dlrt")["rows"]["rows"].values():
+        if row.get("log"):
+            gone = percent(1 - row["parameters"] / read_results("dlrt")["rows"]["rows"]["dense"]["parameters"])
+            xs = [record["epoch"] for record in row["log"]]
+            ys = [100 * record["held_out_accuracy"] for record in row["log"]]
+            axes.plot(xs, ys, marker="o", markersize=3, label=f"{row['title']}, {gone} removed")
+    axes.set(xlabel="epoch", ylabel="held-out accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def plot_policies(path: Path) -> None:
     """Draws the rows of that part; needs matplotlib, of the extra `bench`."""
     import matplotlib as mpl
@@ -276,10 +403,13 @@ def plot_policies(path: Path) -> None:
 
 
 def readme_figures() -> str:
-    parts = read_results("main_job")
-    demo, fashion = parts["demo"], parts["fashion"]
+    demo, made = read_results("main_job")["demo"], read_results("dlrt")["rows"]["rows"]
     rows = [
-        compression_row("VGG11-BN, 9.5 M parameters, all of Fashion-MNIST", fashion),
+        tuned_row("VGG11-BN, 9.5 M parameters, all of Fashion-MNIST", made[name], made["dense"])
+        for name in ("distilled_95", "distilled_97")
+        if name in made
+    ]
+    rows += [
         compression_row("ResNet, 1.2 M parameters, the demo's 7,000 images", demo["fashion"]),
         compression_row("EfficientNet-Lite0, ImageNet, without data", demo["imagenet"]),
     ]
@@ -303,7 +433,9 @@ def main() -> None:
     readme = (ROOT / "README.md").read_text()
     before, rest = readme.split(START)
     pages = {
-        ROOT / "docs" / "results.md": "\n".join([results_page(), policies_section(), factorize_section()]),
+        ROOT / "docs" / "results.md": "\n".join(
+            [results_page(), dlrt_section(), policies_section(), factorize_section()]
+        ),
         ROOT / "README.md": before + readme_figures() + rest.split(END)[1],
     }
     stale = [path.name for path, text in pages.items() if not path.exists() or path.read_text() != text]
@@ -313,6 +445,7 @@ def main() -> None:
         for path, text in pages.items():
             path.write_text(text)
         plot_policies(ROOT / "docs" / "policies.svg")
+        plot_dlrt(ROOT / "docs" / "dlrt.svg")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class Decomposer:
         by_layer: names of schemes for single layers.
         round_ranks: ranks are multiples of this, or full.
         on_progress: called with (layers done, layers in all) as they are decomposed.
+        kept_bytes: of decompositions that are kept for later.
     """
 
     metrics: Mapping[str, Metric] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Decomposer:
     by_layer: Mapping[str, str] = field(default_factory=dict)
     round_ranks: int = 1
     on_progress: Callable[[int, int], None] = lambda done, total: None
+    kept_bytes: int = KEPT_BYTES
     _kept: dict[tuple[str, str], _Kept] = field(default_factory=dict)
     _choices: dict[tuple[str, int | None, str | None], Choices] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,9 +82,7 @@ class Decomposer:
             ranks: as the scheme takes them.
         """
         found = find_scheme(scheme)
-        kept = self._kept.get((name, scheme))
-        suffices = kept is not None and all(rank <= most for rank, most in zip(ranks, kept.largest, strict=True))
-        decomposition = kept.decomposition if kept and suffices else found.decompose(layer, self.metrics.get(name))
+        decomposition = self._find(name, found, ranks) or found.decompose(layer, self.metrics.get(name))
         low_rank = found.build(layer, ranks)
         decomposition.fill_(low_rank, ranks)
         return low_rank
@@ -94,7 +94,7 @@ class Decomposer:
         schemes = [one for one in schemes if self._can_measure(name, one)] or [find_scheme("matrix")]
         if wanted_rank is not None:
             schemes = schemes[:1]  # one rank for all compares ranks, not schemes
-        decompositions = {one: one.decompose(layer, self.metrics.get(name)) for one in schemes}
+        decompositions = {one: self._whole(name, layer, one) for one in schemes}
         choices = list_choices(
             layer,
             candidate.calls,
@@ -111,12 +111,24 @@ class Decomposer:
                 self._keep(name, scheme, decomposition, choices.ranks[possible].max(0).values.tolist())
         return choices
 
+    def _whole(self, name: str, layer: PlainLayer, scheme: Scheme) -> Decomposition:
+        """Returns a decomposition for all ranks, the one that is kept if it is whole."""
+        kept = self._find(name, scheme, scheme.largest_ranks(layer))
+        return kept or scheme.decompose(layer, self.metrics.get(name))
+
+    def _find(self, name: str, scheme: Scheme, ranks: Sequence[int]) -> Decomposition | None:
+        """Returns the decomposition that is kept of a layer, if it serves some ranks."""
+        with self._lock:
+            kept = self._kept.get((name, scheme.name))
+        serves = kept is not None and all(rank <= most for rank, most in zip(ranks, kept.largest, strict=True))
+        return kept.decomposition if kept is not None and serves else None
+
     def _keep(self, name: str, scheme: Scheme, decomposition: Decomposition, largest: Sequence[int]) -> None:
         ranks = [rank for rank in largest if rank > 0]
         needed = decomposition.keep_(ranks)
         with self._lock:
             others = sum(kept.size for key, kept in self._kept.items() if key != (name, scheme.name))
-            if others + needed <= KEPT_BYTES:
+            if others + needed <= self.kept_bytes:
                 self._kept[name, scheme.name] = _Kept(decomposition, tuple(ranks), needed)
 
     def _can_measure(self, name: str, scheme: Scheme) -> bool:

@@ -384,7 +384,9 @@ def test_a_network_without_low_rank_layers_is_fine_tuned_as_it_is():
 @pytest.mark.parametrize("frozen_fraction", [0.1, 1.0])
 def test_a_loss_that_is_not_finite_is_an_explained_error(coefficient_steps, frozen_fraction):
     settings = options(lr=1e30, coefficient_steps=coefficient_steps, frozen_fraction=frozen_fraction)
-    with pytest.raises(TrainingError, match=r"the loss is (inf|nan)( \(first in `[134]`\))? in step \d+ of 18") as refused:
+    with pytest.raises(
+        TrainingError, match=r"the loss is (inf|nan)( \(first in `[134]`\))? in step \d+ of 18"
+    ) as refused:
         fine_tune_(low_rank_mlp(), pattern_images(), settings)
     assert "--lr" in refused.value.hint
 
@@ -557,7 +559,9 @@ def test_every_image_is_trained_on_once_per_epoch(batch):
     assert len(seen) == len(set(seen)) == 144
 
 
-@pytest.mark.parametrize("policy", [Budget(fraction=0.4), Budget(parameters=1500), Energy(0.6), UniformRank(2)], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Budget(fraction=0.4), Budget(parameters=1500), Energy(0.6), UniformRank(2)], ids=str
+)
 def test_the_policy_that_plans_goes_on_choosing_while_training(policy):
     model = low_rank_mlp(max_rank=None)
     result = fine_tune_(model, pattern_images(), options(policy=policy, max_rank=None, epochs=8, lr=2e-2))
@@ -591,7 +595,12 @@ WAYS = {
 @functools.cache
 def uninterrupted(way):
     """The images, the settings, the number of steps, the weights and the result of a run as long as it takes."""
-    images, settings, model, steps = pattern_images(size=8, noise=0.5), options(**WAYS[way]), network_with_everything(), []
+    images, settings, model, steps = (
+        pattern_images(size=8, noise=0.5),
+        options(**WAYS[way]),
+        network_with_everything(),
+        [],
+    )
     result = fine_tune_(model, images, settings, on_progress=lambda progress: steps.append(progress.step))
     return images, settings, steps[-1], model.state_dict(), result
 

@@ -7,7 +7,7 @@ from networks import snapshot, tiny_cnn
 from torch import nn
 
 from lrcompress.factorize import factorize
-from lrcompress.plan import Decomposer, FullRank, Tolerance, decompose, find_layers, make_plan
+from lrcompress.plan import Budget, Decomposer, FullRank, Tolerance, decompose, find_layers, make_plan
 from lrcompress.schemes import SCHEMES, Metric
 
 SIZE = (3, 8, 8)
@@ -219,3 +219,15 @@ def test_a_layer_is_truncated_in_its_metric_kept_or_not():
     assert not torch.allclose(plain.weight.double(), expected, atol=1e-2)
     decomposer.choices(found)
     assert torch.equal(decomposer.low_rank_layer("3.out", layer, "matrix", (4,)).weight, calibrated.weight)
+
+
+def test_what_is_kept_whole_serves_the_next_plan_too(counted):
+    model, decomposer = network(), Decomposer()
+    full = make_plan(model, FullRank(), input_size=SIZE, decomposer=decomposer)
+    matrices = {key: count for key, count in counted.items() if key[0] == "matrix"}
+    assert set(matrices.values()) == {1}
+    halved = make_plan(model, Budget(fraction=0.6), input_size=SIZE, decomposer=decomposer)
+    assert {key: count for key, count in counted.items() if key[0] == "matrix"} == matrices
+    alone = make_plan(model, Budget(fraction=0.6), input_size=SIZE, decomposer=Decomposer())
+    assert halved.layers == alone.layers
+    assert halved.layers != full.layers

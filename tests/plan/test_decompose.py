@@ -79,12 +79,10 @@ def test_factorising_after_planning_decomposes_nothing_again(counted):
 
 
 @pytest.mark.parametrize("scheme", ["auto", *SCHEMES])
-def test_what_was_kept_and_what_is_computed_again_give_the_same_bits(monkeypatch, counted, scheme):
+def test_what_was_kept_and_what_is_computed_again_give_the_same_bits(counted, scheme):
     results = []
     for kept_bytes in (decompose.KEPT_BYTES, 0, None):
-        if kept_bytes is not None:
-            monkeypatch.setattr(decompose, "KEPT_BYTES", kept_bytes)
-        model, decomposer = network(), Decomposer(wanted=scheme)
+        model, decomposer = network(), Decomposer(wanted=scheme, kept_bytes=kept_bytes or 0)
         plan = make_plan(model, Tolerance(0.7), input_size=SIZE, decomposer=decomposer)
         counted.clear()
         low_rank = factorize(model, plan, decomposer=decomposer if kept_bytes is not None else Decomposer())
@@ -98,9 +96,8 @@ def test_what_was_kept_and_what_is_computed_again_give_the_same_bits(monkeypatch
 
 # Twelve rows of ten, eight and eight leading directions in float32: the useful ranks of 12×72, 36×12 and 12×36.
 @pytest.mark.parametrize(("allowed", "again"), [(479, 2), (480, 2), (480 + 383, 2), (480 + 384, 1), (480 + 768, 0)])
-def test_no_more_bytes_are_kept_than_are_allowed(monkeypatch, counted, allowed, again):
-    monkeypatch.setattr(decompose, "KEPT_BYTES", allowed)
-    model, decomposer = network(), Decomposer(wanted="matrix")
+def test_no_more_bytes_are_kept_than_are_allowed(counted, allowed, again):
+    model, decomposer = network(), Decomposer(wanted="matrix", kept_bytes=allowed)
     plan = make_plan(model, Tolerance(0.7), input_size=SIZE, decomposer=decomposer)
     counted.clear()
     factorize(model, plan, decomposer=decomposer)

@@ -62,10 +62,7 @@ class FactoredLayer(nn.Module, ABC):
         """Takes over new factors of any rank and forgets gradients, which have the old shapes."""
         for parameter, value in zip((self.U, self.S, self.V), factors, strict=True):
             parameter.grad = None
-            # An earlier step's graph may be alive still, and with it the node that collects this parameter's gradient,
-            # made for the old shape. A change of type makes autograd forget it.
-            parameter.data = value.new_empty(0, dtype=torch.float32 if value.dtype == torch.float64 else torch.float64)
-            parameter.data = value.contiguous()
+            _replace_data_(parameter, value.contiguous())
 
     def ask_for_basis_gradients_(self, wanted: bool) -> None:
         """Switches the gradients of U and V on or off."""
@@ -140,8 +137,17 @@ class FactoredLayer(nn.Module, ABC):
                 continue
             if all(value.shape[axis] == parameter.shape[axis] for axis in kept):
                 parameter.grad = None
-                parameter.data = parameter.data.new_empty(value.shape)
+                _replace_data_(parameter, parameter.data.new_empty(value.shape))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _replace_data_(parameter: nn.Parameter, value: Tensor) -> None:
+    """Gives a parameter a value of any shape."""
+    # A graph that still lives, that of the last step's loss, holds the node that collects the parameter's gradient, and
+    # this node knows the old shape. Torch makes a new one where the type changes: so it changes, there and back.
+    other = torch.float32 if value.dtype == torch.float64 else torch.float64
+    parameter.data = torch.empty(0, dtype=other, device=value.device)
+    parameter.data = value
 
 
 class FactoredLinear(FactoredLayer):

@@ -9,7 +9,7 @@ from lrcompress.artifact import load_artifact
 from lrcompress.checkpoint import LoadOptions, load_checkpoint
 from lrcompress.errors import CheckpointError, DataError, OptionError, OutputError
 from lrcompress.pipeline import CompressOptions, LayerOptions, Observer, compress, compression
-from lrcompress.plan import Budget, Calibration, CompressionPlan, Smallest, Tolerance, UniformRank
+from lrcompress.plan import Budget, Calibration, CompressionPlan, Energy, Smallest, Tolerance, UniformRank
 
 ARCH = "net.py:build"
 pytestmark = pytest.mark.usefixtures("_short_timing")
@@ -50,6 +50,7 @@ def test_with_data_the_network_is_fine_tuned_and_its_accuracy_measured(shop):
     tuning = report["recipe"]["fine_tuning"]
     assert (tuning["data"], tuning["epochs"], tuning["held_out_images"]) == ("data", 2, 6)
     assert [entry["epoch"] for entry in report["training_log"]] == [0, 1, 2]
+    assert all(entry["ranks"].keys() == {"3", "5"} for entry in report["training_log"])
     assert report["recipe"]["guaranteed_tol"] is None
     (evaluation,) = report["evaluations"]
     assert (evaluation["images"], evaluation["settings"]["attacks"]) == (30, [])
@@ -243,12 +244,85 @@ def test_a_budget_is_kept_by_the_model_that_is_written(shop):
     assert any("1 layer is factorised; its relative error is" in sentence for sentence in report["verdict"])
 
 
-@pytest.mark.parametrize("layers", [{"scheme": "tucker2"}, {"layer_schemes": {"3": "spatial"}}], ids=str)
-def test_fine_tuning_takes_the_matrix_form_only(layers):
-    with pytest.raises(OptionError, match="fine-tuning trains the matrix form only") as refused:
-        CompressOptions(training=training(), data="data", layers=LayerOptions(**layers))
-    assert refused.value.hint == "--scheme matrix, or --epochs 0"
-    assert CompressOptions(training=training(), data="data", layers=LayerOptions(scheme="matrix"))
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES_OF)
+def test_every_scheme_is_fine_tuned_saved_and_loaded(shop, cnn, scheme, calibrated):
+    calibration = Calibration("data", 30) if calibrated else None
+    options = CompressOptions(
+        load=cnn, data="data", training=training(), layers=LayerOptions(scheme=scheme), calibration=calibration
+    )
+    report = compress("cnn.pt", "cnn.safetensors", options)
+    made = {layer["name"]: layer["scheme"] for layer in report["layers"] if layer["scheme"] != "dense"}
+    assert made.keys() == {"2", "4.qkv", "4.proj"}
+    assert SCHEMES_OF[scheme] in (None, made)
+    loaded = load_artifact(shop / "cnn.safetensors", arch="cnn.py:build").model
+    parameters = sum(value.numel() for value in loaded.state_dict().values())
+    assert parameters == report["size"]["compressed"]["parameters"] < report["size"]["baseline"]["parameters"]
+    log = report["training_log"]
+    chosen = next(entry for entry in log if entry["epoch"] == report["recipe"]["fine_tuning"]["chosen_epoch"])
+    assert chosen["parameters"] == parameters
+    assert chosen["ranks"].keys() == chosen["cores"].keys()
+    for layer in report["layers"]:
+        names = [name for name in chosen["ranks"] if name.partition(".parts.")[0] == layer["name"]]
+        ranks = [rank for name in sorted(names) for rank in chosen["ranks"][name]]
+        assert ranks == (layer.get("ranks") or [])
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        (Budget(fraction=0.7), "budget"),
+        (Budget(parameters=900), "budget"),
+        (Budget(macs=20_000), "budget"),
+        (Energy(0.5), "training start"),
+        (UniformRank(2), "uniform rank"),
+    ],
+    ids=str,
+)
+def test_fine_tuning_ends_with_what_the_policy_asks_for(shop, cnn, policy, name):
+    options = CompressOptions(load=cnn, data="data", training=training(policy=policy))
+    report = compress("cnn.pt", "cnn.safetensors", options)
+    dense, small = report["size"]["baseline"], report["size"]["compressed"]
+    assert report["recipe"]["plan"]["name"] == name
+    assert report["recipe"]["fine_tuning"]["policy"] == policy.describe()
+    if isinstance(policy, UniformRank):
+        assert {rank for layer in report["layers"] for rank in layer.get("ranks", [])} == {2}
+    elif isinstance(policy, Energy):
+        assert small["parameters"] < 0.8 * dense["parameters"]
+    elif policy.macs:
+        assert 0.9 * policy.macs < small["macs"] <= policy.macs
+    else:
+        limit = policy.parameters or int(policy.fraction * dense["parameters"])
+        assert 0.9 * limit < small["parameters"] <= limit
+
+
+@pytest.mark.parametrize("scheme", ["matrix", "tucker2", "split"])
+def test_given_ranks_stay_while_fine_tuning_adapts_the_others(shop, cnn, scheme):
+    layers = LayerOptions(scheme=scheme, layer_ranks={"4.qkv": 5, "2": 5})
+    settings = training(policy=Tolerance(0.9), epochs=3)
+    report = compress("cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers))
+    ranks = {layer["name"]: layer.get("ranks") for layer in report["layers"]}
+    assert set(ranks["2"]) == set(ranks["4.qkv"]) == {5}
+    assert ranks["4.proj"][0] < 5
+
+
+def test_rounded_ranks_stay_multiples_while_fine_tuning(shop, cnn):
+    settings = training(policy=Tolerance(0.5), epochs=3, lr=2e-2, round_ranks=3)
+    layers = LayerOptions(scheme="matrix", round_ranks=3)
+    report = compress("cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers))
+    ranks = [rank for layer in report["layers"] for rank in layer.get("ranks", [])]
+    assert len(ranks) == 3
+    assert all(rank % 3 == 0 for rank in ranks)
+
+
+def test_a_largest_drop_is_fine_tuned_and_told(shop):
+    settings = training(policy=Budget(fraction=0.999), max_drop=50.0, epochs=3)
+    options = CompressOptions(load=load_options(shop), data="data", training=settings)
+    report = compress("w.pt", "new.safetensors", options)
+    assert report["recipe"]["plan"]["name"] == "max drop"
+    assert report["recipe"]["fine_tuning"]["target_reached"] is True
+    assert report["recipe"]["fine_tuning"]["max_drop"] == 50.0
+    assert report["size"]["removed"]["parameters"] > 0.3
 
 
 @pytest.mark.parametrize(
@@ -304,6 +378,12 @@ def test_an_interrupted_fine_tuning_leaves_nothing_behind(shop, existing):
             observer=Observer(on_training=interrupt),
         )
     assert listing(shop) == before
+
+
+def test_there_is_nothing_to_resume_without_fine_tuning():
+    with pytest.raises(OptionError, match="nothing to resume") as refused:
+        CompressOptions(policy=Tolerance(0.1), resume=True)
+    assert refused.value.hint
 
 
 @pytest.mark.parametrize("link", [None, "symbolic", "hard"])

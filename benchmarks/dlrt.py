@@ -1,7 +1,7 @@
 """What fine-tuning makes of a network, and what it costs: VGG11-BN on Fashion-MNIST.
 
     python benchmarks/dlrt.py rows --data DIR            # all rows that are missing, in order: hours
-    python benchmarks/dlrt.py rows --data DIR distilled  # those whose names contain one of the words, again
+    python benchmarks/dlrt.py rows distilled --data DIR  # those whose names contain one of the words, again
     python benchmarks/dlrt.py cost                       # step time and memory against dense training, some minutes
     python benchmarks/dlrt.py profile                    # where the time of a step goes
     python benchmarks/dlrt.py orthonormality             # after 1,000 cycles

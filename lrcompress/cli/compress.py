@@ -90,9 +90,11 @@ def compress(
     chosen = read_plan(plan) if plan is not None else None
     policy = planning.rank_policy(seed)
     settings = None
-    if plan is None or training.values:
+    if plan is not None:
+        training.refuse_with_plan()
+    else:
         settings = training.settings(
-            data=data if plan is None else None,
+            data=data,
             policy=planning.training_policy(),
             max_drop=planning.max_drop,
             round_ranks=planning.round_ranks,

@@ -43,6 +43,9 @@ NEEDS: dict[str, tuple[str, Any]] = {
     "adversarial_steps": ("adversarial", "pgd"),
     "adversarial_share": ("adversarial", None),
     "trades": ("adversarial", None),
+    "penalty": ("beta", None),
+    "penalty_core": ("beta", None),
+    "penalty_unfolding": ("beta", None),
 }
 
 
@@ -134,11 +137,22 @@ class GivenTraining:
     def _check_needs(self) -> None:
         for name, (other, value) in NEEDS.items():
             has = self.values.get(other)
+            if other == "beta" and has is None:
+                has = self.values.get("max_kappa")  # drives a weight of its own
             if name in self.values and (has is None or value not in (None, has)):
                 wanted = _option(other) + (f" {value}" if value else "")
                 raise OptionError(
                     f"{_option(name)} does nothing without {wanted}", hint=f"add {wanted}, or leave it out"
                 )
+
+    def refuse_with_plan(self) -> None:
+        """Raises an error if any was given: a plan is executed without fine-tuning."""
+        given = [name for name in self.values if name != "epochs" or self.values[name] > 0]
+        if given:
+            raise OptionError(
+                f"a plan is executed without fine-tuning, {_option(given[0])} has no effect on it",
+                hint="leave out --plan and give what it was made with, or leave out the options of fine-tuning",
+            )
 
     def _refuse(self) -> None:
         without_effect = [name for name in self.values if name != "epochs" or self.values[name] > 0]

@@ -1,7 +1,7 @@
 """Stage 4: rank-adaptive fine-tuning by Dynamical Low-Rank Training (DLRT)."""
 
 from lrcompress.dlrt.adversary import Adversary
-from lrcompress.dlrt.distributed import world
+from lrcompress.dlrt.distributed import agree, world
 from lrcompress.dlrt.log import CoreRecord, EpochRecord, FineTuning, TrainingProgress
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.options import DlrtOptions
@@ -22,6 +22,7 @@ __all__ = [
     "RankControl",
     "TrainingOptions",
     "TrainingProgress",
+    "agree",
     "augment",
     "cut",
     "fine_tune_",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrcompress.data import ImageSet, iterate_batches, random_subset
+from lrcompress.data import ImageSet, iterate_batches
 from lrcompress.measure import eval_mode
 from lrcompress.perturb import Norm, ascend, project, random_start
 
@@ -39,9 +39,15 @@ class Adversary:
     bfloat16: bool = False
 
     def perturb(
-        self, model: nn.Module, images: Float[Tensor, "n c h w"], labels: Tensor, *, seed: int
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "n c h w"],
+        labels: Tensor,
+        *,
+        seed: int,
+        place: tuple[int, int] | None = None,
     ) -> Float[Tensor, "n c h w"]:
-        """Returns the images with the first part of them perturbed; the model is as it was before.
+        """Returns the images with the first part of the batch perturbed; the model is as it was before.
 
         The model answers in eval mode: what it would normalise a batch of attacked images by must not be learned.
 
@@ -50,12 +56,18 @@ class Adversary:
             images: a shuffled batch.
             labels: class indices, or a distribution over the classes per image.
             seed: of the starts.
+            place: (number of the first image in the whole batch, images in the whole batch), where these images are a
+                part of a batch: what happens to an image does not depend on how the batch is divided.
         """
-        count = max(1, round(self.share * len(images)))
+        first, whole = place or (0, len(images))
+        count = min(max(0, max(1, round(self.share * whole)) - first), len(images))
+        if count == 0:
+            return images
         chosen, wanted = images[:count], labels[:count]
         steps = 1 if self.kind == "fgsm-rs" else self.steps
         size = FGSM_STEP * self.eps if self.kind == "fgsm-rs" else 2.5 * self.eps / steps
-        moved = random_start(chosen, self.eps, self.norm, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        moved = random_start(chosen, self.eps, self.norm, generator=generator, place=(first, whole))
         with eval_mode(model):
             for _ in range(steps):
                 moved = moved.detach().requires_grad_(True)
@@ -66,20 +78,19 @@ class Adversary:
                 moved = project(ascend(moved.detach(), gradient, size, self.norm), chosen, self.eps, self.norm)
         return torch.cat([moved.detach(), images[count:]])
 
-    def accuracy(self, model: nn.Module, images: ImageSet, *, count: int, seed: int) -> float:
+    def accuracy(self, model: nn.Module, images: ImageSet, *, seed: int) -> float:
         """Returns the share of right answers on perturbed images, in [0, 1].
 
         Args:
             model: takes images in [0, 1].
             images: labelled images, all of which are perturbed.
-            count: how many of them are drawn.
-            seed: of the draw and of the starts.
+            seed: of the starts.
         """
         device = next(model.parameters()).device
-        whole, chosen, right = replace(self, share=1.0), random_subset(images, count, seed=seed), 0
-        for pixels, labels in iterate_batches(chosen, batch_size=256):
+        whole, right = replace(self, share=1.0), 0
+        for pixels, labels in iterate_batches(images, batch_size=256):
             pixels, labels = pixels.to(device).contiguous(memory_format=torch.channels_last), labels.to(device)
             perturbed = whole.perturb(model, pixels, labels, seed=seed)
             with torch.inference_mode(), eval_mode(model):
                 right += int((model(perturbed).argmax(1) == labels).sum())
-        return right / len(chosen)
+        return right / len(images)

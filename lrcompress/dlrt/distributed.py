@@ -5,10 +5,13 @@ and ranks after a decomposition come from process 0, so that no process drifts b
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world() -> tuple[int, int]:
@@ -43,11 +46,11 @@ def _in_one_piece_(tensors: Iterable[Tensor], change_: Callable[[Tensor], object
             tensor.copy_(values.view_as(tensor))
 
 
-def agree(value: object) -> object:
+def agree(value: T) -> T:
     """Returns process 0's value, of any kind that can be pickled."""
     if world()[1] == 1:
         return value
-    box = [value]
+    box: list[Any] = [value]
     dist.broadcast_object_list(box, 0)
     return box[0]
 

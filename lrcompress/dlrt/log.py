@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lrcompress.dlrt.optimizer import Dlrt
-from lrcompress.linalg import condition_number, conditioning_penalty, core_spectrum
+from lrcompress.linalg import conditioning_penalty, core_condition_number, core_spectrum
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class TrainingProgress:
 
 @dataclass(frozen=True)
 class CoreRecord:
-    """A layer's core after an epoch.
+    """A layer's core after an epoch, truncated unless the epoch ended directly after an augmentation.
 
     Attributes:
-        kappa: σ₁/σ_r; None if σ_r is zero.
+        kappa: σ₁/σ_r, the largest of its groups; None if σ_r is zero.
         sigma_max: σ₁.
         norm: ‖S‖_F.
         penalty: R(S), or R/α² where that is what is penalised.
@@ -106,7 +106,7 @@ def describe_cores(dlrt: Dlrt) -> dict[str, CoreRecord]:
     records = {}
     for name, layer in dlrt.layers.items():
         sigma, core = core_spectrum(layer.S), layer.S.detach()
-        kappa = condition_number(sigma)
+        kappa = core_condition_number(core)
         scale_free = dlrt.regulariser.scale_free
         records[name] = CoreRecord(
             kappa=kappa if kappa < float("inf") else None,

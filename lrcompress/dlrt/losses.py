@@ -55,22 +55,21 @@ class Objective:
         self.distill, self.temperature, self.label_smoothing = distill, temperature, label_smoothing
         self.adversary, self.trades, self.bfloat16 = adversary, trades, bfloat16
 
-    def __call__(self, pixels: Float[Tensor, "n c h w"], labels: Tensor, *, seed: int) -> Float[Tensor, ""]:
+    def __call__(
+        self, pixels: Float[Tensor, "n c h w"], labels: Tensor, *, seed: int, place: tuple[int, int] | None = None
+    ) -> Float[Tensor, ""]:
         """Returns the mean loss of a batch.
 
         Args:
             pixels: images in [0, 1].
             labels: class indices, or a distribution over the classes per image.
             seed: of the perturbations' starts.
-
-        Raises:
-            DataError: if a label is none of the model's classes.
+            place: see `Adversary.perturb`.
         """
         seen = pixels
         if self.adversary is not None and self.trades == 0:
-            seen = self.adversary.perturb(self.model, pixels, labels, seed=seed)
+            seen = self.adversary.perturb(self.model, pixels, labels, seed=seed, place=place)
         logits = self._logits(self.model, seen)
-        _check_labels(labels, logits.shape[1])
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self.teacher is not None:
             with torch.no_grad():
@@ -79,7 +78,7 @@ class Objective:
             loss = torch.lerp(loss, distilled, self.distill)
         if self.adversary is not None and self.trades > 0:
             clean = logits.detach()
-            perturbed = self.adversary.perturb(self.model, pixels, clean.softmax(1), seed=seed)
+            perturbed = self.adversary.perturb(self.model, pixels, clean.softmax(1), seed=seed, place=place)
             apart = F.log_softmax(self._logits(self.model, perturbed), dim=1)
             loss = loss + self.trades * F.kl_div(apart, logits.log_softmax(1), reduction="batchmean", log_target=True)
         return loss
@@ -92,7 +91,8 @@ class Objective:
         return logits.float()
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raises `DataError` if a label is none of the model's classes; shares of classes are not looked at."""
     if labels.is_floating_point():
         return
     smallest, largest = int(labels.min()), int(labels.max())

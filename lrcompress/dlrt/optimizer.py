@@ -14,7 +14,7 @@ from lrcompress.dlrt.penalty import Penalty
 from lrcompress.dlrt.ranks import Circumstances, RankControl
 from lrcompress.dlrt.step import BasisChange, augment, cut, rotate
 from lrcompress.errors import TrainingError
-from lrcompress.linalg import Factors, condition_number, core_spectrum
+from lrcompress.linalg import Factors, core_condition_number
 from lrcompress.nn import FactoredLayer, factored_layers
 
 
@@ -56,6 +56,8 @@ class Dlrt:
         with torch.no_grad():
             broadcast_(tensor.detach() for tensor in (*model.parameters(), *model.buffers()))
         self._cut_(self.ranks.bound)
+        # So that a budget that cannot be met is told now, and not in the middle of a training.
+        self.ranks.choose({name: layer.factors() for name, layer in self.layers.items()})
         self.inner = _make_optimizer(model, self.layers, options)
         self._ask_for_basis_gradients_()
 
@@ -92,11 +94,11 @@ class Dlrt:
         self.position += 1
         if self.position > self.options.coefficient_steps:
             self.truncate_()
-            self._ask_for_basis_gradients_()
 
     def truncate_(self) -> None:
         """Ends the cycle: cuts all layers to the ranks that the policy chooses now; their cores become diagonal."""
         self._cut_(self.ranks.choose)
+        self._ask_for_basis_gradients_()
         if self.options.max_kappa is not None:
             self.regulariser.steer_(self.kappas())
 
@@ -116,8 +118,8 @@ class Dlrt:
         return {name: self.retained.get(name, layer.ranks) for name, layer in self.layers.items()}
 
     def kappas(self) -> dict[str, float]:
-        """Returns κ = σ₁/σ_r of every core."""
-        return {name: condition_number(core_spectrum(layer.S)) for name, layer in self.layers.items()}
+        """Returns κ = σ₁/σ_r of every core, the largest of a layer's groups."""
+        return {name: core_condition_number(layer.S) for name, layer in self.layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state beside the model's own; both together continue the training exactly."""
@@ -141,7 +143,7 @@ class Dlrt:
         self._check_cores()
         with torch.no_grad():
             rotated = {name: rotate(layer.factors()) for name, layer in self.layers.items()}
-            ranks: Any = agree(choose({name: factors for name, (factors, _) in rotated.items()}))
+            ranks = agree(choose({name: factors for name, (factors, _) in rotated.items()}))
             for name, (factors, change) in rotated.items():
                 self._move_(self.layers[name], *cut(factors, change, ranks[name]))
         self.position, self.retained = 0, {}
@@ -190,9 +192,8 @@ class Dlrt:
         # One number first: asking each tensor would make a GPU wait for each.
         if gradients and not torch.isfinite(nn.utils.get_total_norm(gradients.values())):
             wrong = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
-            raise TrainingError(
-                f"the gradient of `{(wrong or list(gradients))[0]}` is not finite", hint="lower --lr or --beta"
-            )
+            what = f"the gradient of `{wrong[0]}` is not finite" if wrong else "the norm of the gradients is not finite"
+            raise TrainingError(what, hint="lower --lr or --beta")
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -209,10 +210,12 @@ def _make_optimizer(
 ) -> torch.optim.Optimizer:
     """Returns the optimiser of cores and dense parameters. The bases are not in it: decay would break their columns."""
     bases = {id(basis) for layer in layers.values() for basis in (layer.U, layer.V)}
-    trained = [p for p in model.parameters() if id(p) not in bases and p.requires_grad]
+    trained = {name: p for name, p in model.named_parameters() if id(p) not in bases and p.requires_grad}
+    # Position embeddings, class tokens and the like are matrices, but no weights.
+    decayed = {name for name, p in trained.items() if p.ndim > 1 and name.rpartition(".")[2] in ("weight", "S")}
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": options.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
     ]
     if options.optimizer == "sgd":
         nesterov = options.momentum > 0

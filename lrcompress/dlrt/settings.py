@@ -8,6 +8,7 @@ from lrcompress.data import Augmentation
 from lrcompress.dlrt.adversary import Adversary, AdversaryKind
 from lrcompress.dlrt.options import DlrtOptions, require
 from lrcompress.perturb import Norm
+from lrcompress.plan import Budget
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class TrainingOptions:
         require(self.time_limit is None or self.time_limit > 0, "--time-limit", "more than 0", self.time_limit)
         require(self.patience is None or self.patience >= 1, "--patience", "at least 1", self.patience)
         require(self.max_drop is None or self.max_drop > 0, "--max-drop", "more than 0 points", self.max_drop)
+        require(
+            self.max_drop is None or isinstance(self.dlrt.policy, Budget),
+            "the policy of a training that max_drop drives",
+            "a Budget",
+            self.dlrt.policy,
+        )
         require(self.batch_size >= 2, "--batch-size", "at least 2", self.batch_size)
         require(1 <= self.accumulate <= self.batch_size // 2, "--accumulate", "1 to half the batch", self.accumulate)
         require(0 < self.frozen_fraction <= 1, "--frozen-fraction", "in (0, 1]", self.frozen_fraction)
@@ -120,5 +127,6 @@ class TrainingOptions:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as JSON types: what a repetition needs."""
-        own = {**vars(self), **self.dlrt.describe(), "augmentation": asdict(self.augmentation)}
+        policy = {} if self.max_drop is None else {"policy": {"name": "max drop", "points": self.max_drop}}
+        own = {**vars(self), **self.dlrt.describe(), **policy, "augmentation": asdict(self.augmentation)}
         return {key: value for key, value in own.items() if key not in ("dlrt", "save_seconds", "workers")}

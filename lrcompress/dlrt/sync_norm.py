@@ -35,12 +35,13 @@ def synchronised_batch_norms(model: nn.Module) -> Iterator[None]:
             raise OptionError(
                 f"{type(norm).__name__} cannot be trained by several processes", hint="train it in one process"
             )
-        norm.forward = partial(_forward, norm)
     try:
+        for norm in norms:
+            norm.forward = partial(_forward, norm)
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            vars(norm).pop("forward", None)
 
 
 def _forward(norm: Any, x: Tensor) -> Tensor:

@@ -9,13 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches, shard_images, split_held_out
+from lrcompress.data import (
+    ImageSet,
+    count_training_batches,
+    iterate_training_batches,
+    random_subset,
+    shard_images,
+    split_held_out,
+)
 from lrcompress.dlrt.diagnosis import find_not_finite
 from lrcompress.dlrt.distributed import total, world
 from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
-from lrcompress.dlrt.losses import Objective
+from lrcompress.dlrt.losses import Objective, check_labels
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.ranks import Circumstances
+from lrcompress.dlrt.schedule import Schedule
 from lrcompress.dlrt.settings import TrainingOptions
 from lrcompress.dlrt.sync_norm import synchronised_batch_norms
 from lrcompress.dlrt.target import DropTarget
@@ -35,7 +43,7 @@ def fine_tune_(
     dense: nn.Module | None = None,
     circumstances: Circumstances | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
-    save: Callable[[State], None] = lambda state: None,
+    save: Callable[[State], bool | None] = lambda state: None,
     resume: State | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> FineTuning:
@@ -49,8 +57,9 @@ def fine_tune_(
             drop is measured against.
         circumstances: what ranks are chosen by beside the spectra.
         on_progress: called after each step.
-        save: is given the state of the run from time to time, and when it is stopped. A run that is resumed from it
-            ends with the same bytes as one that was never interrupted.
+        save: is given the state of the run from time to time, and when it is stopped; it returns False if that could
+            not be kept. The state holds the tensors of the running training, which go on changing: copy or write them.
+            A run that is resumed from it ends with the same bytes as one that was never interrupted.
         resume: a state that was saved.
         is_stopped: asked after each step.
 
@@ -71,7 +80,8 @@ def fine_tune_(
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         synchronised_batch_norms(model),
     ):
-        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress)
+        reference = None if resume is None else resume["reference"]
+        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, reference)
         return run.run(save, resume, is_stopped)
 
 
@@ -87,10 +97,12 @@ class _Run:
         dense: nn.Module | None,
         circumstances: Circumstances | None,
         on_progress: Callable[[TrainingProgress], None],
+        reference: float | None,
     ) -> None:
         self.images, self.options, self.on_progress = images, options, on_progress
         self.held_out_images = len(held_out)
         self.held_out = shard_images(held_out, *world())
+        self.attacked = shard_images(random_subset(held_out, ROBUST_IMAGES, seed=options.seed), *world())
         self.device = next(model.parameters()).device
         self.model = model.to(memory_format=torch.channels_last)
         if dense is not None:
@@ -109,27 +121,42 @@ class _Run:
         )
         self.adversary = adversary
         self.target = None
+        self.parameters = count_shipped_parameters(model)
         if options.max_drop is not None and dense is not None:
-            self.target = DropTarget(self._accuracy(dense), options.max_drop, self.dlrt.ranks.smallest_fraction())
+            kept = self.parameters / self.dlrt.ranks.whole.parameters
+            self.target = DropTarget(
+                reference if reference is not None else self._accuracy(dense),
+                options.max_drop,
+                self.dlrt.ranks.smallest_fraction(),
+                fraction=min(kept, 0.999),
+            )
+            self.dlrt.ranks.policy = self.target.policy()
+        self.classes = self._count_classes()
         self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
         self.steps = options.count_steps(self.steps_per_epoch)
-        frozen_steps = max(1, round(options.frozen_fraction * self.steps))
-        self.frozen_from = self.steps - frozen_steps
+        self.schedule = Schedule(
+            self.steps,
+            time_limit=options.time_limit,
+            warm_up=options.warm_up,
+            frozen_fraction=options.frozen_fraction,
+            device=self.device,
+        )
         self.step, self.epoch, self.batch = 0, 1, 0
         self.losses: list[float] = []
         self.log: list[EpochRecord] = []
-        self.parameters = count_shipped_parameters(model)
         self.best: dict[str, Any] = {}
         self.best_epoch, self.best_score, self.waited = 0, -1.0, 0
-        self.elapsed, self.started = 0.0, time.monotonic()
 
-    def run(self, save: Callable[[State], None], resume: State | None, is_stopped: Callable[[], bool]) -> FineTuning:
+    def run(
+        self, save: Callable[[State], bool | None], resume: State | None, is_stopped: Callable[[], bool]
+    ) -> FineTuning:
         if resume is None:
             self._evaluate_(epoch=0, loss=None)
         else:
             self._restore_(resume)
+        self.schedule.start_(0.0 if resume is None else resume["elapsed"])
         saved = time.monotonic()
-        over = self._is_over()
+        over = self.step >= self.steps or self._is_out_of_patience()
         # A run that was stopped in its very last step still has an epoch to end.
         while not over or self.batch > 0:
             for pixels, labels in [] if over else self._batches():
@@ -137,21 +164,24 @@ class _Run:
                 self.step, self.batch = self.step + 1, self.batch + 1
                 self._report(self.losses[-1])
                 stopped = bool(total(float(is_stopped()), self.device))
+                kept = True
                 if stopped or time.monotonic() - saved >= self.options.save_seconds:
-                    save(self.state())
-                    saved = time.monotonic()
+                    kept, saved = save(self.state()) is not False, time.monotonic()
                 if stopped:
-                    raise TrainingError(
-                        f"stopped in step {self.step} of {self.steps}", hint="--resume goes on from here"
+                    hint = (
+                        "--resume goes on from here" if kept else "--resume goes on from the last state that was saved"
                     )
-                if over := self._is_over():
+                    raise TrainingError(f"stopped in step {self.step} of {self.steps}", hint=hint)
+                if over := self.schedule.position(self.step) >= self.steps:
                     break
-            self._end_epoch_()
-            over = self._is_over()
+            self._end_epoch_(over)
+            # Not by the clock: an epoch that it ends has frozen ranks, and is one that can be chosen.
+            over = over or self._is_out_of_patience()
         self.model.load_state_dict(self.best)
         self.model.eval()
         penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
-        reached = self.target.reached(self.best_score) if self.target is not None else None
+        chosen = next(record for record in self.log if record.epoch == self.best_epoch)
+        reached = self.target.reached(chosen.held_out_accuracy) if self.target is not None else None
         return FineTuning(tuple(self.log), self.best_epoch, self.held_out_images, penalty, reached)
 
     def state(self) -> State:
@@ -170,7 +200,8 @@ class _Run:
             "parameters": self.parameters,
             "log": [record.to_json() for record in self.log],
             "fraction": None if self.target is None else self.target.fraction,
-            "elapsed": self._elapsed(),
+            "reference": None if self.target is None else self.target.reference,
+            "elapsed": self.schedule.seconds(),
         }
 
     def _restore_(self, state: Mapping[str, Any]) -> None:
@@ -178,9 +209,9 @@ class _Run:
         self.dlrt.load_state_dict(state["dlrt"])
         self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
         self.waited, self.step, self.epoch, self.batch = (state[key] for key in ("waited", "step", "epoch", "batch"))
-        self.losses, self.elapsed = list(state["losses"]), state["elapsed"]
+        self.losses = list(state["losses"])
         self.log = [EpochRecord.from_json(record) for record in state["log"]]
-        if self.target is not None and state["fraction"] is not None:
+        if self.target is not None:
             self.target.fraction = state["fraction"]
             self.dlrt.ranks.policy = self.target.policy()
         self.parameters = state["parameters"]
@@ -192,7 +223,7 @@ class _Run:
             batch_size=self.options.batch_size,
             epoch=self.epoch,
             seed=self.options.seed,
-            classes=self._count_classes() if self.options.augmentation.mixes else None,
+            classes=self.classes,
             workers=self.options.workers,
             shard=world(),
             first_batch=self.batch,
@@ -204,24 +235,27 @@ class _Run:
 
     def _train_step_(self, pixels: Tensor, labels: Tensor) -> float:
         """Takes one step on this process's part of a batch and returns its loss, averaged over all processes."""
-        if not self.dlrt.frozen and self._position() >= self.frozen_from:
+        position = self.schedule.position(self.step)
+        if not self.dlrt.frozen and position >= self.schedule.frozen_from:
             self._freeze_()
         # Of the step alone, so that a resumed run draws what an uninterrupted one does.
-        torch.manual_seed(self.options.seed * 1_000_003 + self.step * world()[1] + world()[0])
+        seed = (self.options.seed * 1_000_003 + self.step) % 2**62
+        torch.manual_seed(seed + world()[0])
+        check_labels(labels, self.classes)
         self.model.train()
         for group in self.dlrt.inner.param_groups:
-            group["lr"] = self.options.dlrt.lr * self._lr_factor(self._position())
+            group["lr"] = self.options.dlrt.lr * self.schedule.lr_factor(position)
         pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
         labels = labels.to(self.device)
-        whole = total(len(pixels), self.device) / world()[1]
+        images = round(total(len(pixels), self.device))
+        first, whole = images * world()[0] // world()[1], images / world()[1]
         self.dlrt.zero_grad()
         mean = 0.0
         # As many on all processes, and no part of one image: batch norm cannot train on it.
         parts = max(1, min(self.options.accumulate, int(whole) // 2))
-        for number, (some, wanted) in enumerate(
-            zip(pixels.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        ):
-            loss = self.objective(some, wanted, seed=self.options.seed + self.step * parts + number)
+        for some, wanted in zip(pixels.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            loss = self.objective(some, wanted, seed=seed, place=(first, images))
+            first += len(some)
             # Before it is used: the bases and the optimiser's state must not be made of it.
             if not math.isfinite(value := total(float(loss.detach()), self.device)):
                 raise self._diverged(f"the loss is {value}", some)
@@ -246,11 +280,14 @@ class _Run:
         self.dlrt.freeze_()
         self.parameters, self.waited = count_shipped_parameters(self.model), 0
 
-    def _end_epoch_(self) -> None:
-        loss = sum(self.losses) / len(self.losses)
-        if self._is_over() and not self.dlrt.frozen:
+    def _end_epoch_(self, over: bool) -> None:
+        loss, epoch = sum(self.losses) / len(self.losses), self.epoch
+        if over and not self.dlrt.frozen:
             self._freeze_()
-        epoch = self.epoch
+        # Not directly after augmentation, which has changed no answer and would be lost.
+        if not self.dlrt.frozen and self.dlrt.position > 1:
+            self.dlrt.truncate_()
+            self.parameters = count_shipped_parameters(self.model)
         self._evaluate_(epoch=epoch, loss=loss)
         self.epoch, self.batch, self.losses = self.epoch + 1, 0, []
         self._report(loss, epoch=epoch, epoch_ended=True)
@@ -263,19 +300,21 @@ class _Run:
             raise self._diverged("the network's answers are not finite") from error
         frozen = self.dlrt.frozen and self.step > 0
         cores = describe_cores(self.dlrt)
-        self.log.append(
-            EpochRecord(epoch, loss, accuracy, robust, self.dlrt.current_ranks(), self.parameters, frozen, cores)
-        )
-        score = accuracy if robust is None else robust
-        self.waited = 0 if score > max((r.score() for r in self.log[:-1]), default=-1.0) else self.waited + 1
+        record = EpochRecord(epoch, loss, accuracy, robust, self.dlrt.current_ranks(), self.parameters, frozen, cores)
+        # Of the same phase only: larger ranks, and the start, are no measure of what may still come.
+        before = [other.score() for other in self.log if other.epoch > 0 and other.frozen == frozen]
+        self.waited = 0 if epoch == 0 or record.score() > max(before, default=-1.0) else self.waited + 1
+        self.log.append(record)
         # Not >: of equals the later state is taken, it has seen more.
-        if frozen and score >= self.best_score:
+        if frozen and record.score() >= self.best_score:
             self.best = copy.deepcopy(self.model.state_dict())
-            self.best_epoch, self.best_score = epoch, score
-        if self.options.patience is not None and self.waited >= self.options.patience and not self.dlrt.frozen:
-            self._freeze_()
-        if self.target is not None and not self.dlrt.frozen and epoch > 0:
-            self.dlrt.ranks.policy = self.target.after(accuracy, self.parameters / self.dlrt.ranks.whole.parameters)
+            self.best_epoch, self.best_score = epoch, record.score()
+        if not self.dlrt.frozen and epoch > 0:
+            if self.target is not None:
+                kept = self.parameters / self.dlrt.ranks.whole.parameters
+                self.dlrt.ranks.policy = self.target.after(accuracy, kept)
+            elif self.options.patience is not None and self.waited >= self.options.patience:
+                self._freeze_()
 
     def _accuracy(self, model: nn.Module) -> float:
         right = measure_accuracy(model, self.held_out) * len(self.held_out) if len(self.held_out) else 0.0
@@ -284,30 +323,14 @@ class _Run:
     def _robust_accuracy(self) -> float:
         """Returns the share of right answers on perturbed held-out images: the training's own adversary, no more."""
         assert self.adversary is not None  # asked by whoever calls
-        count, right = min(ROBUST_IMAGES, len(self.held_out)), 0.0
+        count, right = len(self.attacked), 0.0
         if count:
-            right = count * self.adversary.accuracy(self.model, self.held_out, count=count, seed=self.options.seed)
+            right = count * self.adversary.accuracy(self.model, self.attacked, seed=self.options.seed)
         return round(total(right, self.device)) / round(total(count, self.device))
 
-    def _is_over(self) -> bool:
-        waited = self.options.patience is not None and self.dlrt.frozen and self.waited >= self.options.patience
-        return self._position() >= self.steps or (waited and self.batch == 0)
-
-    def _position(self) -> float:
-        """Returns how far the run is in steps; a time limit may be further on than the steps that were made."""
-        limit = self.options.time_limit
-        if limit is None:
-            return self.step
-        return max(self.step, self.steps * min(1.0, total(self._elapsed(), self.device) / world()[1] / limit))
-
-    def _elapsed(self) -> float:
-        return self.elapsed + time.monotonic() - self.started
-
-    def _lr_factor(self, position: float) -> float:
-        warm_up = max(1, round(self.options.warm_up * self.steps))
-        if position < warm_up:
-            return min(1.0, (position + 1) / warm_up)  # with a time limit positions are no whole numbers
-        return 0.5 * (1 + math.cos(math.pi * (position - warm_up) / max(1, self.steps - warm_up)))
+    def _is_out_of_patience(self) -> bool:
+        patience = self.options.patience
+        return patience is not None and self.dlrt.frozen and self.waited >= patience and self.batch == 0
 
     def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
         ranks = [rank for layer in self.dlrt.current_ranks().values() for rank in layer]

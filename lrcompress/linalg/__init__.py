@@ -1,6 +1,12 @@
 """Matrices only: factorisations, bases, unfoldings and the conditioning penalty. Tensors in, tensors out."""
 
-from lrcompress.linalg.conditioning import condition_number, conditioning_penalty, core_spectrum, stable_rank
+from lrcompress.linalg.conditioning import (
+    condition_number,
+    conditioning_penalty,
+    core_condition_number,
+    core_spectrum,
+    stable_rank,
+)
 from lrcompress.linalg.factors import Factors, multiply_core, orthonormal_factors, rotate_core
 from lrcompress.linalg.features import NestedFeatures, fit, nested_features
 from lrcompress.linalg.qr import extend_basis
@@ -19,6 +25,7 @@ __all__ = [
     "PrincipalBasis",
     "condition_number",
     "conditioning_penalty",
+    "core_condition_number",
     "core_spectrum",
     "damped_output_gram",
     "extend_basis",

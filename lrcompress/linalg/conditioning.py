@@ -30,6 +30,12 @@ def core_spectrum(core: Float[Tensor, "g r s p"]) -> Float[Tensor, "k"]:
     return torch.linalg.svdvals(core.detach().double().flatten(2)).flatten().sort(descending=True).values
 
 
+def core_condition_number(core: Float[Tensor, "g r s p"]) -> float:
+    """Returns κ = σ₁/σ_r of the core's output unfolding, the largest of its groups."""
+    sigma = torch.linalg.svdvals(core.detach().double().flatten(2))
+    return max(condition_number(values) for values in sigma)
+
+
 def conditioning_penalty(core: Float[Tensor, "*g r s"], *, scale_free: bool) -> Float[Tensor, ""]:
     """Returns R(S) = ‖SᵀS − α²I‖_F with α² = ‖S‖_F²/r, or the scale-free R/α², summed over a batch of cores.
 

@@ -24,6 +24,7 @@ class FactoredSplitLinear(nn.Module):
 
     def __init__(self, low_rank: SplitLowRankLinear) -> None:
         super().__init__()
+        self.in_features, self.out_features = low_rank.in_features, low_rank.out_features
         self.parts = nn.ModuleList(FactoredLinear(part) for part in low_rank.split())
 
     @property

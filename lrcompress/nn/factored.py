@@ -162,6 +162,7 @@ class FactoredLinear(FactoredLayer):
     def __init__(self, low_rank: LowRankLinear) -> None:
         expand, reduce = low_rank.expand.weight.detach(), low_rank.reduce.weight.detach()
         super().__init__(orthonormal_factors(expand[None], None, reduce.T[None]), low_rank.bias, like=expand)
+        self.in_features, self.out_features = low_rank.in_features, low_rank.out_features
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
         """Returns x (U S Vᵀ)ᵀ plus the bias, factor by factor."""

@@ -9,7 +9,9 @@ from lrcompress.perturb.norms import Norm
 Images = Float[Tensor, "n c h w"]
 
 
-def random_start(images: Images, eps: float, norm: Norm, *, generator: torch.Generator) -> Images:
+def random_start(
+    images: Images, eps: float, norm: Norm, *, generator: torch.Generator, place: tuple[int, int] | None = None
+) -> Images:
     """Returns images drawn from the ball around each image: uniformly in ℓ∞, in a random direction and radius in ℓ2.
 
     Args:
@@ -17,15 +19,18 @@ def random_start(images: Images, eps: float, norm: Norm, *, generator: torch.Gen
         eps: radius in the same units.
         norm: of the ball.
         generator: a CPU generator, the only source of randomness.
+        place: (number of the first image in a whole batch, images in it), if these images are a part of one; they are
+            then moved as they would be with all others.
     """
-    shape = tuple(images.shape)
+    first, whole = place or (0, len(images))
+    shape = (whole, *images.shape[1:])
     if norm == "linf":
         delta = eps * (2 * torch.rand(shape, generator=generator) - 1)
     else:
         delta = torch.randn(shape, generator=generator)
-        radii = eps * torch.rand(len(images), 1, 1, 1, generator=generator)
+        radii = eps * torch.rand(whole, 1, 1, 1, generator=generator)
         delta = radii * _unit(delta)
-    return (images + delta.to(images)).clamp(0, 1)
+    return (images + delta[first : first + len(images)].to(images)).clamp(0, 1)
 
 
 def ascend(moved: Images, gradient: Images, size: float, norm: Norm) -> Images:

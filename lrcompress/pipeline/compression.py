@@ -21,7 +21,7 @@ from lrcompress.artifact import (
 )
 from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
-from lrcompress.dlrt import FineTuning, TrainingOptions, world
+from lrcompress.dlrt import FineTuning, TrainingOptions, agree, world
 from lrcompress.errors import DataError, OptionError, OutputError
 from lrcompress.factorize import describe_layers, factorize
 from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
@@ -105,7 +105,7 @@ class CompressOptions:
 def compress(
     source: str, output: str | Path, options: CompressOptions, *, observer: Observer | None = None
 ) -> dict[str, Any]:
-    """Writes a compressed model and its report, and returns the report.
+    """Writes a compressed model and its report, and returns the report; of several processes only the first one does.
 
     Writes `output`, and beside it `.report.json` and `.report.html`. Either all of the artifact is written or nothing.
 
@@ -126,6 +126,7 @@ def compress(
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
     plan, decomposer = _plan(loaded, options, observer)
+    plan = agree(plan)  # of several processes, which may round differently
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
     tuned = None
     if train is not None and options.training is not None and plan.factorized():

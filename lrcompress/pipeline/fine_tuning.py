@@ -1,7 +1,8 @@
 """From a plan to a fine-tuned low-rank network."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import nn
 
 from lrcompress.checkpoint import LoadedModel
 from lrcompress.data import ImageSet
-from lrcompress.dlrt import Circumstances, FineTuning, TrainingOptions, fine_tune_, world
-from lrcompress.errors import OutputError, TrainingError
+from lrcompress.dlrt import Circumstances, FineTuning, TrainingOptions, agree, fine_tune_, world
+from lrcompress.errors import LRCompressError, OutputError, TrainingError
 from lrcompress.factorize import condition_numbers, factorize_for_training, fold_
 from lrcompress.measure import count_macs
 from lrcompress.models import PixelModel
@@ -20,6 +21,9 @@ from lrcompress.pipeline.search import MaxDrop
 from lrcompress.pipeline.unfinished import UnfinishedRun, stop_on_signal
 from lrcompress.plan import CompressionPlan, Decomposer, Energy, RankPolicy, Tolerance, TrainingStart, find_layers
 from lrcompress.schemes import count_positions
+
+# What torch says when another process does not answer any more.
+LOST_PROCESS = re.compile(r"connection (was )?(closed|reset)|broken pipe|timed ?out|gloo|nccl", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,17 @@ def fine_tune_loaded(
     settings = {
         "checkpoint": loaded.source.sha256,
         "plan": [[layer.name, layer.scheme, list(layer.ranks)] for layer in plan.layers],
+        "preprocessing": loaded.preprocessing.to_json(),
+        "calibration": None if plan.calibration is None else asdict(plan.calibration),
+        "given ranks": {name: list(ranks) for name, ranks in sorted(given_ranks.items())},
         "data": data,
         "images": len(images),
+        "processes": world()[1],
         **training.describe(),
     }
     unfinished = UnfinishedRun.beside(output, settings)
-    state = unfinished.read() if resume else None
+    # Process 0 has written it; the others may be on machines that do not see the file.
+    state: Any = agree(unfinished.read() if resume and world()[0] == 0 else None)
     if resume:
         observer.on_stage(f"going on from `{unfinished.path}`" if state else "nothing to resume: starting anew")
     model = factorize_for_training(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
@@ -107,11 +116,13 @@ def fine_tune_loaded(
     teacher = PixelModel(loaded.model, loaded.preprocessing).to(device)
     prefix = "network."  # of the network within the student
 
-    def save(values: dict[str, Any]) -> None:
+    def save(values: dict[str, Any]) -> bool:
         try:
             unfinished.write(values)
         except OutputError as error:  # training goes on, and the next time there may be room
             observer.on_stage(f"the state of the run could not be saved: {error.message}")
+            return False
+        return True
 
     with stop_on_signal() as is_stopped:
         try:
@@ -127,9 +138,9 @@ def fine_tune_loaded(
                 is_stopped=is_stopped,
             )
         except RuntimeError as error:
-            if world()[1] == 1 or isinstance(error, TrainingError):
-                raise
             # The others' end reaches this process as an error of whatever they did together.
+            if world()[1] == 1 or isinstance(error, LRCompressError) or not LOST_PROCESS.search(str(error)):
+                raise
             raise TrainingError(
                 f"another process of the run has ended: {str(error).splitlines()[0]}",
                 hint="start all again with --resume, which goes on from the last saved state",

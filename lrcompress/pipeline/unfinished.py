@@ -43,6 +43,9 @@ class UnfinishedRun:
             OutputError: if the file cannot be read.
             OptionError: if it is the state of a run with other settings.
         """
+        # Of a process that was killed while it wrote.
+        for left in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+            left.unlink(missing_ok=True)
         if not self.path.exists():
             return None
         try:
@@ -50,11 +53,13 @@ class UnfinishedRun:
             version, settings, state = (content[key] for key in ("version", "settings", "state"))
         except Exception as error:  # what is no such file may make torch raise anything
             raise OutputError(
-                f"`{self.path}` is no state of a run, or damaged", hint="--overwrite starts the run anew"
+                f"`{self.path}` is no state of a run, or damaged",
+                hint="--overwrite instead of --resume starts the run anew",
             ) from error
         if version != VERSION:
             raise OptionError(
-                f"`{self.path}` was written by another version of this program", hint="--overwrite starts the run anew"
+                f"`{self.path}` was written by another version of this program",
+                hint="--overwrite instead of --resume starts the run anew",
             )
         wanted = dict(self.settings)
         different = [key for key in sorted({*settings, *wanted}) if settings.get(key) != wanted.get(key)]
@@ -64,7 +69,7 @@ class UnfinishedRun:
             values = f": {then}, not {now}" if len(then + now) <= LONGEST_VALUES else ""
             raise OptionError(
                 f"`{self.path}` is of a run with another {key}{values}",
-                hint="resume with the same command, or start anew with --overwrite",
+                hint="resume with the same command, or start anew with --overwrite instead of --resume",
             )
         return state
 
@@ -100,10 +105,11 @@ def refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether the process was asked to end, by Ctrl-C or SIGTERM.
 
-    The first request is left to whoever asks; a second one ends the process as usual. Outside of the main thread, where
-    signals do not arrive, nobody is ever asked to end.
+    The first request is left to whoever asks, a second one ends the process as usual, and so does a first one that
+    nobody has asked about. Outside of the main thread, where signals do not arrive, nobody is ever asked to end.
     """
     asked: list[int] = []
+    told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -115,10 +121,16 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         for each in signals:
             signal.signal(each, before[each])
 
+    def is_asked() -> bool:
+        told[:] = asked
+        return bool(asked)
+
     for number in signals:
         signal.signal(number, note)
     try:
-        yield lambda: bool(asked)
+        yield is_asked
     finally:
         for number in signals:
             signal.signal(number, before[number])
+        if asked and not told:
+            signal.raise_signal(asked[0])

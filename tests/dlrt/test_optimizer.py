@@ -72,7 +72,9 @@ def test_where_the_gradient_stays_within_the_bases_it_is_gradient_descent(coeffi
     targets = torch.randn(30, 20, dtype=torch.float64)
     W = layer.weight.detach().clone()
     model = nn.Sequential(layer)
-    dlrt = Dlrt(model, settings(policy=EXACT, optimizer="sgd", momentum=0.0, lr=lr, coefficient_steps=coefficient_steps))
+    dlrt = Dlrt(
+        model, settings(policy=EXACT, optimizer="sgd", momentum=0.0, lr=lr, coefficient_steps=coefficient_steps)
+    )
     assert torch.allclose(layer.weight, W)
     for _ in range(4):
         for _ in range(1 + coefficient_steps):

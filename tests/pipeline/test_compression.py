@@ -300,7 +300,9 @@ def test_fine_tuning_ends_with_what_the_policy_asks_for(shop, cnn, policy, name)
 def test_given_ranks_stay_while_fine_tuning_adapts_the_others(shop, cnn, scheme):
     layers = LayerOptions(scheme=scheme, layer_ranks={"4.qkv": 5, "2": 5})
     settings = training(policy=Tolerance(0.9), epochs=3)
-    report = compress("cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers))
+    report = compress(
+        "cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers)
+    )
     ranks = {layer["name"]: layer.get("ranks") for layer in report["layers"]}
     assert set(ranks["2"]) == set(ranks["4.qkv"]) == {5}
     assert ranks["4.proj"][0] < 5
@@ -309,7 +311,9 @@ def test_given_ranks_stay_while_fine_tuning_adapts_the_others(shop, cnn, scheme)
 def test_rounded_ranks_stay_multiples_while_fine_tuning(shop, cnn):
     settings = training(policy=Tolerance(0.5), epochs=3, lr=2e-2, round_ranks=3)
     layers = LayerOptions(scheme="matrix", round_ranks=3)
-    report = compress("cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers))
+    report = compress(
+        "cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers)
+    )
     ranks = [rank for layer in report["layers"] for rank in layer.get("ranks", [])]
     assert len(ranks) == 3
     assert all(rank % 3 == 0 for rank in ranks)

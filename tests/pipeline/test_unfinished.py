@@ -10,7 +10,12 @@ from workshop import listing
 from lrcompress.errors import OptionError, OutputError
 from lrcompress.pipeline.unfinished import UnfinishedRun, refuse_to_lose, stop_on_signal, unfinished_path
 
-SETTINGS = {"lr": 0.1, "plan": [["layer", "matrix", [3]]] * 50, "augmentation": {"crop_scale": (0.5, 1.0)}, "steps": None}
+SETTINGS = {
+    "lr": 0.1,
+    "plan": [["layer", "matrix", [3]]] * 50,
+    "augmentation": {"crop_scale": (0.5, 1.0)},
+    "steps": None,
+}
 STATE = {"step": 7, "model": {"a": torch.arange(4.0)}, "log": [{"loss": None}], "fraction": None}
 
 

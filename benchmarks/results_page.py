@@ -316,7 +316,8 @@ Clean accuracy is that of all {whole["images"]:,} test images, under attack that
 `python benchmarks/dlrt.py cost`: whole DLRT cycles of the same network, timed in turn with as many dense training steps
 (batch {cost["batch_size"]}, {cost["precision"]} autocast, median of {cost["rounds"]} rounds), divided by their steps.
 A dense step takes {cost["seconds"]["dense"]:.2f} s; a DLRT step takes, as a part of it, {ratios}. The peak memory of
-training, without a teacher in either case and beyond what imports take, is {peaks["90"]} MB at 90 % removed, {peaks["75"]} MB at 75 %, and
+training, without a teacher in either case and beyond what imports take, is
+{peaks["90"]} MB at 90 % removed, {peaks["75"]} MB at 75 %, and
 {peaks["dense"]} MB dense.
 
 After {turned["cycles"]:,} cycles with weight decay and autocast ‖UᵀU − I‖ is {turned["orthonormality"]:.1e} at most
@@ -336,8 +337,8 @@ def dlrt_text(made: dict[str, Any]) -> str:
                 gone = percent(1 - made[name]["parameters"] / made["dense"]["parameters"])
                 points = 100 * (made[name]["accuracy"] - better)
                 sentences.append(
-                    f"With {gone} removed, {points:+.2f} points against the better of both dense networks, as it is and "
-                    "trained as long."
+                    f"With {gone} removed, {points:+.2f} points against the better of the dense networks, as it is "
+                    "and trained as long."
                 )
     if "adversarial_94" in made:
         small, dense = made["adversarial_94"], made["dense"]

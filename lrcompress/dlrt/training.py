@@ -131,7 +131,7 @@ class _Run:
                 fraction=min(kept, 0.999),
             )
             self.dlrt.ranks.policy = self.target.policy()
-        self.classes = self._count_classes()
+        self.classes = self._count_classes(held_out)
         self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
         self.steps = options.count_steps(self.steps_per_epoch)
         self.schedule = Schedule(
@@ -229,9 +229,9 @@ class _Run:
             first_batch=self.batch,
         )
 
-    def _count_classes(self) -> int:
+    def _count_classes(self, images: ImageSet) -> int:
         with torch.no_grad(), eval_mode(self.model):
-            return self.model(self.images.dataset[0][0][None].to(self.device)).shape[1]
+            return self.model(images.dataset[0][0][None].to(self.device)).shape[1]
 
     def _train_step_(self, pixels: Tensor, labels: Tensor) -> float:
         """Takes one step on this process's part of a batch and returns its loss, averaged over all processes."""

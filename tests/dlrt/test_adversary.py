@@ -135,6 +135,5 @@ def test_the_accuracy_counts_the_images_whose_margin_is_out_of_reach():
     images = images_at(model, [-0.5 * reach, *[0.5 * reach] * 5, *[1.5 * reach] * 4])
     adversary = Adversary("pgd", 0.02, steps=10, share=0.1)  # all are perturbed, whatever the share
     assert measure_accuracy(model, images) == 0.9
-    assert adversary.accuracy(model, images, count=10, seed=0) == pytest.approx(0.4)
-    assert adversary.accuracy(model, images, count=1000, seed=0) == pytest.approx(0.4)
+    assert adversary.accuracy(model, images, seed=0) == pytest.approx(0.4)
     assert images.dataset.pixels.shape[1:] == SHAPE

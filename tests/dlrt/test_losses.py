@@ -4,7 +4,7 @@ from networks import tiny_cnn, tiny_mlp
 from torch import nn
 
 from lrcompress.dlrt import Adversary
-from lrcompress.dlrt.losses import Objective, distillation_loss
+from lrcompress.dlrt.losses import Objective, check_labels, distillation_loss
 from lrcompress.errors import DataError
 
 
@@ -136,11 +136,13 @@ def test_trades_is_differentiated_through_both_distributions():
 
 @pytest.mark.parametrize(("label", "named"), [(4, 4), (255, 255), (-1, -1)])
 def test_labels_out_of_range_are_refused(label, named):
-    pixels, labels = images()
-    labels[2] = label
+    _, labels = images()
+    check_labels(labels, 4)
+    labels[0] = label
     with pytest.raises(DataError, match=f"label {named}, the model 4 classes") as refused:
-        objective(tiny_mlp())(pixels, labels, seed=0)
+        check_labels(labels, 4)
     assert refused.value.hint
+    check_labels(torch.full((2, 4), 0.25), 4)  # shares of classes
 
 
 def test_of_several_answers_the_first_counts():

@@ -501,11 +501,9 @@ def test_fixed_ranks_of_a_split_layer_are_those_of_its_parts():
 
 
 def test_a_budget_that_the_smallest_rank_makes_impossible_names_it():
-    pixels, labels = batch_of(pattern_images())
     model = low_rank_mlp()
-    dlrt = Dlrt(model, settings(policy=Budget(fraction=0.1), min_rank=4))
     with pytest.raises(OptionError, match="cannot be met") as refused:
-        steps_on(model, dlrt, pixels, labels, 3)
+        Dlrt(model, settings(policy=Budget(fraction=0.1), min_rank=4))  # before any step is made
     assert "--min-rank" in refused.value.hint
 
 

@@ -232,8 +232,9 @@ def test_the_optimisers_state_follows_its_core_through_every_change_of_basis(opt
     finally:
         for hook in hooks:
             hook.remove()
-    # 11 steps before the frozen ones: each cycle but the first extends, each truncates, in both layers.
-    cycles = math.ceil(11 / (coefficient_steps + 1))
+    # 11 steps before the frozen ones, of which an epoch has six. Each cycle but the first extends, each truncates, in
+    # both layers: six of two steps, or four of which the second one ends with its epoch after two steps.
+    cycles = {1: 6, 3: 4}[coefficient_steps]
     assert moved.changes == 2 * (2 * cycles - 1)
     for layer in factored_layers(model).values():
         for count, (_, states) in enumerate(optimizer_steps, start=1):
@@ -282,7 +283,7 @@ def test_the_best_state_of_the_frozen_epochs_stays(seed):
 
 def test_at_least_one_of_these_runs_does_not_choose_its_last_epoch():
     chosen = []
-    for seed in range(3):
+    for seed in range(6):
         settings = options(seed=seed, epochs=6, frozen_fraction=0.8, lr=5e-2, held_out=0.3)
         chosen.append(fine_tune_(low_rank_cnn(), pattern_images(size=8, noise=1.0), settings).chosen_epoch)
     assert any(epoch < 6 for epoch in chosen)
@@ -470,13 +471,13 @@ def test_a_single_batch_per_epoch_is_trained_on_before_the_frozen_phase(optimize
             heads.append(model[6].weight.detach().clone())
             ranks.append(model[1].ranks[0])
 
-    # Six epochs of one step: basis, coefficients, coefficients, basis, and two that are frozen.
+    # Six epochs of one step: twice a basis and then a coefficient step, and two that are frozen.
     settings = options(epochs=6, batch_size=144, frozen_fraction=1 / 3, coefficient_steps=2, tol=1e-3)
     result = fine_tune_(model, pattern_images(), settings, on_progress=record)
     assert len(optimizer_steps) == 4
     changed = [not torch.equal(one, two) for one, two in itertools.pairwise(heads)]
-    assert changed == [False, True, True, False, True, True]
-    assert ranks == [12, 12, 6, 12, 6, 6]
+    assert changed == [False, True, False, True, True, True]
+    assert ranks == [12, 6, 12, 6, 6, 6]
     assert [record.frozen for record in result.log] == [False] * 5 + [True] * 2
     assert result.log[3].loss < result.log[1].loss
 
@@ -797,7 +798,10 @@ def test_labels_that_the_network_does_not_have_are_refused():
     assert refused.value.hint
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"distill": 0.5}, "distillation"), ({"max_drop": 1.0}, "drop")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"distill": 0.5}, "distillation"), ({"max_drop": 1.0, "policy": Budget(fraction=0.9)}, "drop")],
+)
 def test_what_is_measured_against_the_dense_network_needs_it(changes, words):
     with pytest.raises(OptionError, match=f"{words} needs the uncompressed model") as refused:
         fine_tune_(low_rank_mlp(), pattern_images(), options(**changes))
@@ -850,12 +854,11 @@ def test_adversarial_training_makes_the_network_robust_and_chooses_by_that(kind)
         settings = options(adversarial_eps=0.1, epochs=12, lr=3e-2, every_gradient=True, **changes)
         result = fine_tune_(model, images, settings)
         attacker = options(adversarial="pgd", adversarial_eps=0.1).adversary()
-        robust[name] = attacker.accuracy(model, images, count=160, seed=3)
+        robust[name] = attacker.accuracy(model, images, seed=3)
         records = [record.held_out_robust_accuracy for record in result.log]
         assert all((record is None) == (name == "plain") for record in records)
         if name == "adversarial":
             frozen = {r.epoch: r.held_out_robust_accuracy for r in result.log if r.frozen}
             best = max(frozen.values())
             assert result.chosen_epoch == max(epoch for epoch, value in frozen.items() if value == best)
-    assert robust["adversarial"] >= robust["plain"]
-    assert robust["adversarial"] >= 0.8
+    assert robust["adversarial"] > robust["plain"] + 0.05

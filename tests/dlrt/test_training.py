@@ -384,7 +384,9 @@ def test_a_network_without_low_rank_layers_is_fine_tuned_as_it_is():
 @pytest.mark.parametrize("frozen_fraction", [0.1, 1.0])
 def test_a_loss_that_is_not_finite_is_an_explained_error(coefficient_steps, frozen_fraction):
     settings = options(lr=1e30, coefficient_steps=coefficient_steps, frozen_fraction=frozen_fraction)
-    with pytest.raises(TrainingError, match=r"the loss is (inf|nan)( \(first in `[134]`\))? in step \d+ of 18") as refused:
+    with pytest.raises(
+        TrainingError, match=r"the loss is (inf|nan)( \(first in `[134]`\))? in step \d+ of 18"
+    ) as refused:
         fine_tune_(low_rank_mlp(), pattern_images(), settings)
     assert "--lr" in refused.value.hint
 
@@ -519,12 +521,11 @@ def test_a_network_with_auxiliary_logits_is_trained_by_its_own():
     assert all(torch.equal(value, auxiliary[name]) for name, value in model.auxiliary.state_dict().items())
 
 
-@pytest.mark.parametrize("every_gradient", [False, True])
 @pytest.mark.parametrize("case", MIDDLES)
-def test_every_scheme_is_trained_and_folds_to_what_it_computes(case, every_gradient):
+def test_every_scheme_is_trained_and_folds_to_what_it_computes(case):
     _, model = any_scheme(case)
     before, images = snapshot(model), pattern_images(size=8)
-    result = fine_tune_(model, images, options(tol=1e-3, epochs=6, lr=2e-2, every_gradient=every_gradient))
+    result = fine_tune_(model, images, options(tol=1e-3, epochs=5, lr=2e-2, every_gradient=True))
     assert result.log[-1].loss < 0.95 * result.log[1].loss
     for name, layer in factored_layers(model).items():
         assert distance_from_orthonormal(layer.U) < 1e-5
@@ -557,7 +558,9 @@ def test_every_image_is_trained_on_once_per_epoch(batch):
     assert len(seen) == len(set(seen)) == 144
 
 
-@pytest.mark.parametrize("policy", [Budget(fraction=0.4), Budget(parameters=1500), Energy(0.6), UniformRank(2)], ids=str)
+@pytest.mark.parametrize(
+    "policy", [Budget(fraction=0.4), Budget(parameters=1500), Energy(0.6), UniformRank(2)], ids=str
+)
 def test_the_policy_that_plans_goes_on_choosing_while_training(policy):
     model = low_rank_mlp(max_rank=None)
     result = fine_tune_(model, pattern_images(), options(policy=policy, max_rank=None, epochs=8, lr=2e-2))
@@ -591,13 +594,18 @@ WAYS = {
 @functools.cache
 def uninterrupted(way):
     """The images, the settings, the number of steps, the weights and the result of a run as long as it takes."""
-    images, settings, model, steps = pattern_images(size=8, noise=0.5), options(**WAYS[way]), network_with_everything(), []
+    images, settings, model, steps = (
+        pattern_images(size=8, noise=0.5),
+        options(**WAYS[way]),
+        network_with_everything(),
+        [],
+    )
     result = fine_tune_(model, images, settings, on_progress=lambda progress: steps.append(progress.step))
     return images, settings, steps[-1], model.state_dict(), result
 
 
 # In the adaptive phase, at the end of an epoch, around the beginning of the frozen phase, at the very end.
-@pytest.mark.parametrize("step", [1, 5, 6, 11, 12, None])
+@pytest.mark.parametrize("step", [1, 6, 11, None])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_was_not(way, step):
     images, settings, steps, weights, expected = uninterrupted(way)
@@ -724,7 +732,7 @@ def test_patience_ends_the_adaptive_and_then_the_frozen_phase():
     assert len(whole.log) == len(accuracies)
 
 
-@pytest.mark.parametrize("accumulate", [2, 5, 12])
+@pytest.mark.parametrize("accumulate", [5, 12])
 def test_a_batch_in_parts_is_the_batch(accumulate):
     images = pattern_images()
     models = [low_rank_mlp(norm=True) for _ in range(2)]
@@ -783,7 +791,7 @@ def test_a_loss_that_is_not_finite_names_the_layer():
 def test_labels_that_the_network_does_not_have_are_refused():
     images = pattern_images()
     wrong = ImageSet(TensorImages(images.dataset.pixels, images.dataset.labels + 3), (), "wrong labels")
-    with pytest.raises(DataError, match="label [4-6], the model 4 classes") as refused:
+    with pytest.raises(DataError, match=r"label [4-6], the model 4 classes") as refused:
         fine_tune_(low_rank_mlp(), wrong, options())
     assert refused.value.hint
 

@@ -103,7 +103,10 @@ OTHERS = {
     "epochs": (lambda shop: {"epochs": 7}, "another epochs: 2, not 7"),
     "tolerance": (lambda shop: {"policy": Tolerance(0.11)}, "another policy"),
     "layers": (lambda shop: {"values": {"layers": LayerOptions(exclude=("5",))}}, "another plan"),
-    "calibration": (lambda shop: {"values": {"calibration": Calibration("data", 20)}, "policy": UniformRank(3)}, "another"),
+    "calibration": (
+        lambda shop: {"values": {"calibration": Calibration("data", 20)}, "policy": UniformRank(3)},
+        "another",
+    ),
     "checkpoint": (other_checkpoint, "another checkpoint"),
     "number of images": (more_images, "another images: 60, not 66"),
     "data": (other_data, "another data: 'data', not 'images'"),
@@ -115,7 +118,7 @@ def test_a_state_is_not_for_another_run(stopped, change, words):
     changes = change(stopped)
     before = listing(stopped)
     values = {"resume": True, **changes.pop("values", {})}
-    with pytest.raises(OptionError, match="new.unfinished.pt") as refused:
+    with pytest.raises(OptionError, match=r"`new\.unfinished\.pt`") as refused:
         fine_tune(stopped, values=values, **changes)
     assert words in refused.value.message
     assert "--overwrite" in refused.value.hint
@@ -179,7 +182,18 @@ def test_an_error_of_another_process_is_explained(shop, monkeypatch):
 
 
 def test_of_two_processes_one_is_killed_the_other_tells_and_one_alone_can_go_on(shop):
-    arguments = ["w.pt", "--arch", "net.py:build", *INPUT_OPTIONS, "--data", "data", "--epochs", "2", "--batch-size", "20"]
+    arguments = [
+        "w.pt",
+        "--arch",
+        "net.py:build",
+        *INPUT_OPTIONS,
+        "--data",
+        "data",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "20",
+    ]
     arguments += ["--no-timing", "-o", "two.safetensors"]
     before = set(listing(shop))
     script = interrupted.__globals__["__file__"]

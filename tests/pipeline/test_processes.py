@@ -47,7 +47,10 @@ def test_every_process_of_a_machine_has_a_gpu_of_its_own_and_they_talk_by_nccl(j
 
 def test_more_processes_than_gpus_are_refused(joins, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(OptionError, match="2 processes on this machine, but 1 GPUs") as refused, joined_processes("cuda"):
+    with (
+        pytest.raises(OptionError, match="2 processes on this machine, but 1 GPUs") as refused,
+        joined_processes("cuda"),
+    ):
         pass
     assert "torchrun" in refused.value.hint
     assert joins == []

@@ -34,6 +34,10 @@ class OptionError(LRCompressError, ValueError):
     """An option outside of its allowed values."""
 
 
+class SearchError(OptionError):
+    """A search that found nothing that keeps what was asked for."""
+
+
 class DataError(LRCompressError, ValueError):
     """Images or labels that are missing, unreadable, or do not fit the model."""
 

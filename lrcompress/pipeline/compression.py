@@ -1,6 +1,7 @@
 """The stages from checkpoint to report."""
 
 import fnmatch
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from lrcompress.artifact import (
 from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import FineTuning, TrainingOptions, agree, world
-from lrcompress.errors import DataError, OptionError, OutputError
+from lrcompress.errors import DataError, OptionError, OutputError, SearchError
 from lrcompress.factorize import describe_layers, factorize
 from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
 from lrcompress.models import PixelModel, is_hub_name
@@ -38,12 +39,15 @@ from lrcompress.plan import (
     Decomposer,
     LayerRecord,
     RankPolicy,
+    TrainingStart,
     check_plan,
     check_source,
     find_layers,
 )
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
+
+START_TOL = 0.1  # where a largest drop cannot be kept without training
 
 
 @dataclass(frozen=True)
@@ -211,15 +215,23 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
     if options.training is not None:
         policy = starting_policy(options.training, seed=options.seed)
     assert policy is not None  # checked when the options were made
-    return plan_loaded(
+    make = functools.partial(
+        plan_loaded,
         loaded,
-        policy,
-        options.layers,
+        layers=options.layers,
         calibration=options.calibration,
         data=options.data,
         device=options.device,
         observer=observer,
     )
+    try:
+        return make(policy)
+    except SearchError as error:
+        if options.training is None:
+            raise
+        # What is lost without training may be won back by it.
+        observer.on_stage(f"{error.message}; fine-tuning starts from a tolerance")
+        return make(TrainingStart(START_TOL, max_rank=options.training.dlrt.max_rank))
 
 
 def _draw_planned(loaded: LoadedModel, calibration: Calibration, observer: Observer) -> tuple[Calibration, ImageSet]:

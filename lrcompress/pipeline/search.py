@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
-from lrcompress.errors import OptionError
+from lrcompress.errors import OptionError, SearchError
 from lrcompress.plan import Budget, CompressionPlan, RankPolicy, Smallest
 
 EVALUATIONS = 8
@@ -91,7 +91,8 @@ def search_budget(
         on_evaluation: follows the search.
 
     Raises:
-        OptionError: if no smaller model was found that keeps the accuracy.
+        SearchError: if no smaller model was found that keeps the accuracy.
+        OptionError: if there is none.
     """
     low, high = 1 - make(Smallest()).removed_parameters() / parameters, 1.0
     if low >= high:
@@ -113,7 +114,7 @@ def search_budget(
             low = budget
     if found is None or not found.factorized():
         mildest = max((one for one in evaluations if one.drop > target.points + ROUNDING), key=lambda one: one.kept)
-        raise OptionError(
+        raise SearchError(
             f"no smaller model was found that loses at most {target.points:g} points: "
             f"with {100 * mildest.kept:.1f} % of the parameters it loses {mildest.drop:.2f}",
             hint="raise --max-drop, add --calibrate DIR, or fine-tune with --data DIR --tol 0.15",

@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ import torch
 from checkpoint_files import Marking, claim_header, write_safetensors, write_zip
 from command import assert_refused, run
 from idx_files import write_idx_pair
+from interrupted import PLACE, interrupted
 from PIL import Image
 from workshop import INPUT_OPTIONS, listing, make_network
 
@@ -40,11 +46,37 @@ def test_json_on_stdout_is_the_report(shop):
     assert json.loads(result.stdout) == json.loads((shop / "new.report.json").read_text())
 
 
-@pytest.mark.parametrize("scheme", ["auto", "matrix"])
-def test_fine_tuning_trains_the_matrix_form(shop, scheme):
-    result = compress(*TRAIN, "--scheme", scheme, "--round-ranks", "4", "-o", "new.safetensors", "--json")
+@pytest.mark.parametrize("scheme", ["auto", "matrix", "tucker2"])
+def test_fine_tuning_takes_what_chooses_schemes_and_ranks(shop, scheme):
+    asked = ("--budget", "0.6", "--scheme", scheme, "--round-ranks", "4")
+    result = compress(*TRAIN, *asked, "-o", "new.safetensors", "--json")
     assert result.exit_code == 0, result.stderr
-    assert {layer["scheme"] for layer in json.loads(result.stdout)["layers"]} == {"matrix", "dense"}
+    report = json.loads(result.stdout)
+    assert {layer["scheme"] for layer in report["layers"]} == {"matrix", "dense"}  # what fits linear layers
+    assert all(rank % 4 == 0 for layer in report["layers"] for rank in layer.get("ranks", []))
+    size = report["size"]
+    assert size["compressed"]["parameters"] <= 0.6 * size["baseline"]["parameters"]
+    assert report["recipe"]["fine_tuning"]["policy"] == {"name": "budget", "fraction": 0.6}
+
+
+def test_a_largest_drop_is_fine_tuned_for(shop):
+    result = compress(*TRAIN, "--max-drop", "60", "-o", "new.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["recipe"]["plan"]["name"] == "max drop"
+    assert report["recipe"]["fine_tuning"]["target_reached"] in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "calibrated"),
+    [((), True), (("--no-calibration",), False)],
+    ids=["by default", "no calibration"],
+)
+def test_a_fine_tuning_starts_from_activations_unless_told_otherwise(shop, options, calibrated):
+    result = compress(*TRAIN, *options, "-o", "new.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert ("calibrating with 60 images" in result.stderr) is calibrated
+    assert ("calibration" in json.loads(result.stdout)["recipe"]) is calibrated
 
 
 def test_without_timing_nothing_is_said_of_speed(shop, monkeypatch):
@@ -227,9 +259,11 @@ BAD_OPTIONS = {
         ["--max-params", "9"],
         ["the budget of 9 parameters cannot be met", "has 1,283 of 3,203 (40.1 %)"],
     ),
-    "a budget with fine-tuning": ([*TRAIN, "--budget", "0.5"], ["adapts the ranks to a tolerance", "--epochs 0"]),
-    "a scheme with fine-tuning": ([*TRAIN, "--scheme", "tucker2"], ["trains the matrix form only", "--epochs 0"]),
-    "a layer's scheme with fine-tuning": ([*TRAIN, "--layer-scheme", "3=split"], ["trains the matrix form only"]),
+    "a budget too small for a smallest rank": (
+        [*TRAIN, "--budget", "0.6", "--min-rank", "20"],
+        ["the budget of 1,921 parameters cannot be met", "a smaller --min-rank"],
+    ),
+    "a scheme that does not fit": ([*TRAIN, "--layer-scheme", "3=split"], ["the scheme split fits none"]),
     "energy": (["--energy", "99"], ["--energy"]),
     "rank 0": (["--rank", "0"], ["--rank must be at least 1"]),
     "unwritable": (["-o", "nowhere/new.safetensors"], ["no folder `nowhere`", "mkdir"]),
@@ -297,20 +331,76 @@ def test_no_permission_is_told_before_the_work_begins(shop, monkeypatch):
 def test_ctrl_c_in_the_middle_of_fine_tuning_leaves_nothing(shop, monkeypatch):
     before = listing(shop)
 
-    def interrupted(*args, on_progress, **kwargs):
-        def interrupt(progress):
-            on_progress(progress)
-            if progress.step == 4:  # in the second epoch
-                raise KeyboardInterrupt
+    def stop(*_, **__):
+        raise KeyboardInterrupt
 
-        return fine_tune(*args, on_progress=interrupt, **kwargs)
-
-    fine_tune = compression.fine_tune_
-    monkeypatch.setattr(compression, "fine_tune_", interrupted)
-    result = compress(*TRAIN, "-o", "new.safetensors")
-    assert "epoch 1/2" in result.stderr
-    assert_refused(result, "interrupted; no file is half-written")
+    monkeypatch.setattr(PLACE, stop)
+    assert_refused(compress(*TRAIN, "-o", "new.safetensors"), "interrupted; no file is half-written")
     assert listing(shop) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_whoever_asks_a_fine_tuning_to_end_is_told_how_to_go_on(shop, monkeypatch, number):
+    before = set(listing(shop))
+    assert compress(*TRAIN, "-o", "whole.safetensors").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(PLACE, interrupted(4, number))
+        result = compress(*TRAIN, "-o", "new.safetensors")
+    assert "epoch 1/2" in result.stderr
+    assert_refused(result, "stopped in step 4 of 6", "--resume goes on from here")
+    assert "new.safetensors" not in listing(shop)
+    assert_refused(compress(*TRAIN, "-o", "new.safetensors"), "has not ended", "--resume goes on with it")
+    assert_refused(compress(*TRAIN, "--lr", "0.5", "-o", "new.safetensors", "--resume"), "another lr: 0.001, not 0.5")
+    result = compress(*TRAIN, "-o", "new.safetensors", "--resume")
+    assert (result.exit_code, result.stdout) == (0, "new.safetensors\n")
+    assert (shop / "new.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+    assert not [name for name in set(listing(shop)) - before if "unfinished" in name or name.endswith(".tmp")]
+
+
+def python(*arguments):
+    """Starts Python as a shell would, in the current folder."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+def test_after_a_kill_the_same_command_goes_on_to_the_same_bytes(shop):
+    command = ("compress", "w.pt", *OWN, *TRAIN, "--no-timing")
+    assert run(*command, "-o", "whole.safetensors").exit_code == 0
+    script = interrupted.__globals__["__file__"]
+    killed = python(script, "4", str(int(signal.SIGKILL)), "0", *command, "-o", "new.safetensors")
+    stdout, stderr = killed.communicate(timeout=120)
+    assert (killed.returncode, stdout) == (-signal.SIGKILL, ""), stderr
+    made = {name for name in listing(shop) if name.startswith((".new", "new"))}
+    assert made == {"new.unfinished.pt"}
+    resumed = run(*command, "-o", "new.safetensors", "--resume")
+    assert (resumed.exit_code, resumed.stdout) == (0, "new.safetensors\n"), resumed.stderr
+    assert "going on from" in resumed.stderr
+    assert (shop / "new.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+    assert not (shop / "new.unfinished.pt").exists()
+
+
+def test_a_signal_from_outside_ends_a_fine_tuning_with_an_error_and_a_hint(shop):
+    process = python(
+        "-m", "lrcompress", "compress", "w.pt", *OWN, *TRAIN, "--epochs", "100000", "-o", "new.safetensors"
+    )
+    try:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("epoch 3/"):
+                process.send_signal(signal.SIGTERM)
+                break
+        stdout, rest = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (1, ""), said
+    *_, error, hint = rest.splitlines()
+    assert error.startswith("error: stopped in step ")
+    assert hint == "hint: --resume goes on from here"
+    assert "Traceback" not in rest
+    assert {name for name in listing(shop) if name.startswith((".new", "new"))} == {"new.unfinished.pt"}
 
 
 def test_memory_that_runs_out_is_an_explained_error(shop, monkeypatch):
@@ -329,34 +419,6 @@ def test_a_full_disk_is_an_explained_error(shop, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     assert_refused(compress("-o", "new.safetensors"), "No space left on device")
     assert listing(shop) == before
-
-
-TRAINING_OPTIONS = {
-    "--epochs": "3",
-    "--beta": "0.1",
-    "--penalty": "paper",
-    "--lr": "0.001",  # the default: what counts is that it was given
-    "--weight-decay": "0",
-    "--coefficient-steps": "10",
-    "--batch-size": "128",
-    "--max-rank": "3",
-    "--frozen-fraction": "0.3",
-    "--held-out": "0.1",
-    "--distill": "0.5",
-    "--crop": "0",
-    "--flip": None,
-    "--no-flip": None,
-    "--precision": "bfloat16",
-}
-
-
-@pytest.mark.parametrize(("option", "value"), TRAINING_OPTIONS.items(), ids=TRAINING_OPTIONS.keys())
-def test_a_training_option_without_training_is_refused_and_not_ignored(option, value):
-    given = [option] if value is None else [option, value]
-    said = f"{option} needs images to fine-tune on"
-    assert_refused(run("compress", "nowhere.pt", *given), said, "--data DIR")
-    if option != "--epochs":
-        assert_refused(run("compress", "nowhere.pt", *given, "--data", "X", "--epochs", "0"), said, "not --epochs 0")
 
 
 def test_samples_without_images_are_refused_and_not_ignored():

@@ -12,10 +12,10 @@ from lrcompress.errors import TrainingError
 from lrcompress.nn import factored_layers
 
 # Not Adam, whose first steps are as long for a gradient that is only rounding.
-SGD = {"optimizer": "sgd", "lr": 0.05, "every_gradient": True, "beta": 0.01, "tol": 0.3}
+SGD = {"optimizer": "sgd", "lr": 0.05, "every_gradient": True, "beta": 0.01, "tol": 0.3, "epochs": 2}
 RUNS = {
     "one batch norm over both": SGD,
-    "the default": {"every_gradient": True},
+    "the default": {"every_gradient": True, "epochs": 2},
     "parts, and a last batch of five": {"accumulate": 3, "epochs": 2},
     "adversarial": {"adversarial": "fgsm-rs", "patience": 1, "epochs": 4},
     "one held-out image": {"held_out": 0.001, "adversarial": "fgsm-rs", "epochs": 1},

@@ -413,7 +413,7 @@ def test_a_layer_that_a_batch_does_not_reach_stays_as_it_is():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize(("before", "freeze"), [*itertools.product(range(8), [False]), (4, True), (6, True)])
+@pytest.mark.parametrize(("before", "freeze"), [*itertools.product(range(1, 5), [False]), (4, True), (6, True)])
 def test_from_its_state_the_training_goes_on_exactly(before, freeze, optimizer):
     pixels, labels = batch_of(pattern_images())
     options = settings(optimizer=optimizer, lr=1e-2, max_kappa=2.0, beta=0.01)

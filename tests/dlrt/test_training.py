@@ -522,12 +522,11 @@ def test_a_network_with_auxiliary_logits_is_trained_by_its_own():
     assert all(torch.equal(value, auxiliary[name]) for name, value in model.auxiliary.state_dict().items())
 
 
-@pytest.mark.parametrize("every_gradient", [False, True])
 @pytest.mark.parametrize("case", MIDDLES)
-def test_every_scheme_is_trained_and_folds_to_what_it_computes(case, every_gradient):
+def test_every_scheme_is_trained_and_folds_to_what_it_computes(case):
     _, model = any_scheme(case)
     before, images = snapshot(model), pattern_images(size=8)
-    result = fine_tune_(model, images, options(tol=1e-3, epochs=6, lr=2e-2, every_gradient=every_gradient))
+    result = fine_tune_(model, images, options(tol=1e-3, epochs=5, lr=2e-2, every_gradient=True))
     assert result.log[-1].loss < 0.95 * result.log[1].loss
     for name, layer in factored_layers(model).items():
         assert distance_from_orthonormal(layer.U) < 1e-5
@@ -607,7 +606,7 @@ def uninterrupted(way):
 
 
 # In the adaptive phase, at the end of an epoch, around the beginning of the frozen phase, at the very end.
-@pytest.mark.parametrize("step", [1, 5, 6, 11, 12, None])
+@pytest.mark.parametrize("step", [1, 6, 11, None])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_that_was_stopped_after_any_step_ends_as_one_that_was_not(way, step):
     images, settings, steps, weights, expected = uninterrupted(way)
@@ -734,7 +733,7 @@ def test_patience_ends_the_adaptive_and_then_the_frozen_phase():
     assert len(whole.log) == len(accuracies)
 
 
-@pytest.mark.parametrize("accumulate", [2, 5, 12])
+@pytest.mark.parametrize("accumulate", [5, 12])
 def test_a_batch_in_parts_is_the_batch(accumulate):
     images = pattern_images()
     models = [low_rank_mlp(norm=True) for _ in range(2)]
@@ -793,7 +792,7 @@ def test_a_loss_that_is_not_finite_names_the_layer():
 def test_labels_that_the_network_does_not_have_are_refused():
     images = pattern_images()
     wrong = ImageSet(TensorImages(images.dataset.pixels, images.dataset.labels + 3), (), "wrong labels")
-    with pytest.raises(DataError, match="label [4-6], the model 4 classes") as refused:
+    with pytest.raises(DataError, match=r"label [4-6], the model 4 classes") as refused:
         fine_tune_(low_rank_mlp(), wrong, options())
     assert refused.value.hint
 

@@ -1,14 +1,18 @@
+import gzip
+
 import pytest
 import torch
 from checkpoint_files import write_safetensors
+from idx_files import idx_bytes
 from networks import relative_difference
 from safetensors.torch import load_file
 from workshop import INPUT, listing, load_options, make_network, report_of, sha256, training
 
 from lrcompress.artifact import load_artifact
 from lrcompress.checkpoint import LoadOptions, load_checkpoint
-from lrcompress.errors import CheckpointError, DataError, OptionError, OutputError
-from lrcompress.pipeline import CompressOptions, LayerOptions, Observer, compress, compression
+from lrcompress.data.idx import IdxImages, find_idx_files
+from lrcompress.errors import CheckpointError, DataError, OptionError, OutputError, SearchError
+from lrcompress.pipeline import CompressOptions, LayerOptions, MaxDrop, Observer, compress, compression
 from lrcompress.plan import Budget, Calibration, CompressionPlan, Energy, Smallest, Tolerance, UniformRank
 
 ARCH = "net.py:build"
@@ -327,6 +331,30 @@ def test_a_largest_drop_is_fine_tuned_and_told(shop):
     assert report["recipe"]["fine_tuning"]["target_reached"] is True
     assert report["recipe"]["fine_tuning"]["max_drop"] == 50.0
     assert report["size"]["removed"]["parameters"] > 0.3
+
+
+def test_a_largest_drop_that_nothing_keeps_without_training_is_trained_for(shop):
+    # The labels are the network's own answers, and its only layer that may be cut has a flat spectrum.
+    pixels = IdxImages(*find_idx_files(shop / "data", "train"), channels=1, size=(6, 5))
+    with torch.no_grad():
+        answers = make_network()((torch.stack([pixels[index][0] for index in range(60)]) - 0.5) / 0.25).argmax(1)
+    (shop / "data" / "train-labels-idx1-ubyte.gz").write_bytes(
+        gzip.compress(idx_bytes(answers.numpy().astype("uint8")))
+    )
+    options = {"load": load_options(shop), "data": "data", "layers": LayerOptions(exclude=("3",))}
+    with pytest.raises(SearchError, match="no smaller model was found") as refused:
+        compress("w.pt", "new.safetensors", CompressOptions(policy=MaxDrop(0.5), **options))
+    assert "fine-tune" in refused.value.hint
+    said, settings = [], training(policy=Budget(fraction=0.999), max_drop=0.5)
+    report = compress(
+        "w.pt",
+        "new.safetensors",
+        CompressOptions(training=settings, **options),
+        observer=Observer(on_stage=said.append),
+    )
+    assert any("no smaller model was found" in text and "starts from a tolerance" in text for text in said)
+    assert report["recipe"]["plan"]["name"] == "training start"
+    assert report["recipe"]["fine_tuning"]["max_drop"] == 0.5
 
 
 @pytest.mark.parametrize(

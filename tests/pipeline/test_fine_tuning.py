@@ -118,7 +118,7 @@ def test_a_state_is_not_for_another_run(stopped, change, words):
     changes = change(stopped)
     before = listing(stopped)
     values = {"resume": True, **changes.pop("values", {})}
-    with pytest.raises(OptionError, match="new.unfinished.pt") as refused:
+    with pytest.raises(OptionError, match=r"`new\.unfinished\.pt`") as refused:
         fine_tune(stopped, values=values, **changes)
     assert words in refused.value.message
     assert "--overwrite" in refused.value.hint

@@ -150,17 +150,19 @@ class GivenTraining:
         given = [name for name in self.values if name != "epochs" or self.values[name] > 0]
         if given:
             raise OptionError(
-                f"a plan is executed without fine-tuning, {_option(given[0])} has no effect on it",
+                f"a plan is executed without fine-tuning, {self._spelled(given[0])} has no effect on it",
                 hint="leave out --plan and give what it was made with, or leave out the options of fine-tuning",
             )
 
     def _refuse(self) -> None:
         without_effect = [name for name in self.values if name != "epochs" or self.values[name] > 0]
         if without_effect:
-            name = without_effect[0]
-            negated = name in ("flip", "every_gradient") and not self.values[name]
-            option = _option(f"no_{name}" if negated else name)
+            option = self._spelled(without_effect[0])
             raise OptionError(f"{option} needs images to fine-tune on", hint="--data DIR, and not --epochs 0")
+
+    def _spelled(self, name: str) -> str:
+        negated = name in ("flip", "every_gradient") and not self.values[name]
+        return _option(f"no_{name}" if negated else name)
 
 
 def training_options(

@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 
 import pytest
@@ -8,7 +9,7 @@ from lrcompress.cli.training import training_options
 from lrcompress.data import Augmentation
 from lrcompress.dlrt import DlrtOptions, TrainingOptions
 from lrcompress.pipeline import CompressOptions, MaxDrop
-from lrcompress.plan import Budget, Calibration, Energy, Tolerance, UniformRank
+from lrcompress.plan import Budget, Calibration, CompressionPlan, Energy, Tolerance, UniformRank
 
 
 @pytest.fixture
@@ -64,9 +65,9 @@ OPTIONS = {
     "min_rank": (["--min-rank", "2"], {"dlrt.min_rank": 2}),
     "max_rank": (["--max-rank", "9"], {"dlrt.max_rank": 9}),
     "beta": (["--beta", "0.05"], {"dlrt.beta": 0.05}),
-    "penalty": (["--penalty", "paper"], {"dlrt.penalty": "paper"}),
-    "penalty_core": (["--penalty-core", "augmented"], {"dlrt.penalty_core": "augmented"}),
-    "penalty_unfolding": (["--penalty-unfolding", "both"], {"dlrt.penalty_unfolding": "both"}),
+    "penalty": (["--beta", "0.1", "--penalty", "paper"], {"dlrt.penalty": "paper"}),
+    "penalty_core": (["--beta", "0.1", "--penalty-core", "augmented"], {"dlrt.penalty_core": "augmented"}),
+    "penalty_unfolding": (["--max-kappa", "3", "--penalty-unfolding", "both"], {"dlrt.penalty_unfolding": "both"}),
     "max_kappa": (["--max-kappa", "3"], {"dlrt.max_kappa": 3.0}),
     "adversarial": (["--adversarial", "fgsm-rs"], {"adversarial": "fgsm-rs"}),
     "adversarial_eps": ([*ADVERSARIAL, "--adversarial-eps", "4/255"], {"adversarial_eps": 4 / 255}),
@@ -184,6 +185,9 @@ ALONE = {
     "--adversarial-steps": (["--adversarial-steps", "3"], "--adversarial pgd"),
     "--adversarial-steps with one": (["--adversarial", "fgsm-rs", "--adversarial-steps", "3"], "--adversarial pgd"),
     "--trades": (["--trades", "6"], "--adversarial"),
+    "--penalty": (["--penalty", "paper"], "--beta"),
+    "--penalty-core": (["--penalty-core", "augmented"], "--beta"),
+    "--penalty-unfolding": (["--penalty-unfolding", "both"], "--beta"),
 }
 
 
@@ -231,6 +235,16 @@ def test_a_name_that_is_none_of_the_choices_is_wrong_usage(name):
 def test_there_is_nothing_to_resume_without_fine_tuning():
     assert_refused(run("compress", "nowhere.pt", "--resume"), "nothing to resume without fine-tuning", "--data DIR")
     assert_refused(run("compress", "nowhere.pt", "--resume", "--data", "X", "--epochs", "0"), "nothing to resume")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_plan_is_executed_without_fine_tuning(tmp_path, name):
+    typed, _ = OPTIONS[name]
+    plan = tmp_path / "p.json"
+    plan.write_text(json.dumps(CompressionPlan({"name": "by hand"}, ()).to_json()))
+    only = typed[2:] if len(typed) > 2 else typed
+    result = run("compress", "nowhere.pt", "--plan", plan, "--data", "X", *only)
+    assert_refused(result, f"a plan is executed without fine-tuning, {only[0]} has no effect")
 
 
 def test_the_help_names_every_option():

@@ -34,21 +34,29 @@ def train(name):
     }
 
 
-def stop_one():
-    """Only the second process is asked to stop, after its third step."""
-    states, done = [], []
+def stop_one_and_go_on():
+    """Only the second process is asked to stop, after its third step; both then go on from the first one's state."""
+    images, settings, message, states, done = (
+        pattern_images(size=8, noise=0.3),
+        options(**RUNS["the default"]),
+        "",
+        [],
+        [],
+    )
     try:
         fine_tune_(
             low_rank_cnn(),
-            pattern_images(size=8),
-            options(),
+            images,
+            settings,
             on_progress=lambda progress: done.append(progress.step),
-            save=states.append,
+            save=lambda state: states.append(written(state)),
             is_stopped=lambda: world()[0] == 1 and done[-1] == 3,
         )
     except TrainingError as error:
-        return error.message, states[-1]["step"]
-    return "not stopped", 0
+        message = error.message
+    model = low_rank_cnn()
+    result = fine_tune_(model, images, settings, resume=agree(states[-1]))
+    return message, [record.to_json() for record in result.log], model.state_dict()
 
 
 def diverge_in_one():
@@ -80,7 +88,7 @@ def in_two_processes():
         "agreed": agree({"ranks": (rank, 5)}),
         "total": total(0.5 + rank, torch.device("cpu")),
         "backend": dist.get_backend(),
-        "stopped": stop_one(),
+        "stopped": stop_one_and_go_on(),
         "diverged": diverge_in_one(),
     }
     return values | {name: train(name) for name in RUNS}
@@ -134,8 +142,12 @@ def test_two_processes_with_half_a_batch_each_are_one_with_the_whole(results):
     assert torch.allclose(found["state"]["1.running_mean"], statistics, rtol=1e-3, atol=1e-4)
 
 
-def test_one_process_that_is_asked_to_stop_stops_both_and_both_have_a_state(results):
-    assert [result["stopped"] for result in results] == [("stopped in step 3 of 18", 3)] * 2
+def test_one_process_that_is_asked_to_stop_stops_both_and_both_go_on_to_the_same_bytes(results):
+    for result in results:
+        message, log, weights = result["stopped"]
+        assert message == "stopped in step 3 of 12"
+        assert log == result["the default"]["log"]
+        assert all(torch.equal(value, weights[key]) for key, value in result["the default"]["state"].items())
 
 
 def test_what_one_process_cannot_go_on_from_ends_both(results):

@@ -319,8 +319,8 @@ Clean accuracy is that of all {whole["images"]:,} test images, under attack that
 `python benchmarks/dlrt.py cost`: whole DLRT cycles of the same network, timed in turn with as many dense training steps
 (batch {cost["batch_size"]}, {cost["precision"]} autocast, median of {cost["rounds"]} rounds), divided by their steps.
 A dense step takes {cost["seconds"]["dense"]:.2f} s; a DLRT step takes, as a part of it, {ratios}.
-At 90 % removed the budget, which counts parameters, leaves a convolution dense that has few of them and most of the
-operations; where no layer is left dense a step costs less. The peak memory of
+At 90 % removed the budget, which counts parameters, leaves a convolution dense that has few of them and many of the
+operations. The peak memory of
 training, without a teacher in either case and beyond what is there before the first step, is
 {peaks["90"]} MB at 90 % removed, {peaks["75"]} MB at 75 %, and
 {peaks["dense"]} MB dense.

@@ -131,6 +131,15 @@ def test_a_state_is_lost_only_if_that_is_said(unfinished, tmp_path, there, resum
         refuse_to_lose(tmp_path / "small.safetensors", resume=resume, overwrite=overwrite)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as at a terminal: a process in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
 def test_the_first_signal_asks_and_the_second_one_ends(number):
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}

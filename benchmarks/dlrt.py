@@ -37,7 +37,7 @@ from lrcompress.factorize import factorize, factorize_for_training, fold_
 from lrcompress.measure import count_macs, count_parameters
 from lrcompress.models import PixelModel
 from lrcompress.nn import factored_layers
-from lrcompress.pipeline import LayerOptions, plan_loaded
+from lrcompress.pipeline import LayerOptions, plan_loaded, starting_policy
 from lrcompress.plan import Budget, Calibration, make_plan
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models, wilson_interval
 from lrcompress.schemes import find_scheme
@@ -100,7 +100,8 @@ def make(name: str, row: Row, data: str) -> tuple[nn.Module, dict[str, Any]]:
     training = TrainingOptions(DlrtOptions(policy, **METHOD | row.method), **LOOP | row.loop)
     model = load().model
     if row.keep is not None:
-        plan, decomposer = plan_loaded(loaded, policy, LayerOptions(), calibration=Calibration(data))
+        start = starting_policy(training, seed=0) if row.trains == "dlrt" else policy
+        plan, decomposer = plan_loaded(loaded, start, LayerOptions(), calibration=Calibration(data))
         make_model = factorize_for_training if row.trains == "dlrt" else factorize
         model = make_model(loaded.model, plan, decomposer=decomposer)
     if row.trains == "nothing":

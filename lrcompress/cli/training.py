@@ -179,6 +179,9 @@ def training_options(
     patience: Annotated[
         int | None, typer.Option(help="Epochs without a better held-out accuracy that end a phase of the training.")
     ] = None,
+    anneal: Annotated[
+        float | None, typer.Option(help="Times the budget that training starts with and comes down from (default 1).")
+    ] = None,
     optimizer: Annotated[Optimizer | None, typer.Option(help="adamw (default) or sgd.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of --optimizer sgd (default 0.9).")] = None,

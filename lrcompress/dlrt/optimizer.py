@@ -55,9 +55,7 @@ class Dlrt:
         self.retained: dict[str, tuple[int, ...]] = {}
         with torch.no_grad():
             broadcast_(tensor.detach() for tensor in (*model.parameters(), *model.buffers()))
-        self._cut_(self.ranks.bound)
-        # So that a budget that cannot be met is told now, and not in the middle of a training.
-        self.ranks.choose({name: layer.factors() for name, layer in self.layers.items()})
+        self._cut_(self.ranks.choose)
         self.inner = _make_optimizer(model, self.layers, options)
         self._ask_for_basis_gradients_()
 
@@ -97,7 +95,8 @@ class Dlrt:
 
     def truncate_(self) -> None:
         """Ends the cycle: cuts all layers to the ranks that the policy chooses now; their cores become diagonal."""
-        self._cut_(self.ranks.choose)
+        before = self.current_ranks()
+        self._cut_(lambda rotated: self.ranks.choose(rotated, before))
         self._ask_for_basis_gradients_()
         if self.options.max_kappa is not None:
             self.regulariser.steer_(self.kappas())
@@ -129,6 +128,7 @@ class Dlrt:
             "retained": {name: list(ranks) for name, ranks in self.retained.items()},
             "frozen": self.frozen,
             "betas": dict(self.regulariser.betas),
+            "thresholds": {name: list(values) for name, values in self.ranks.thresholds.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -137,6 +137,7 @@ class Dlrt:
         self.position, self.frozen = state["position"], state["frozen"]
         self.retained = {name: tuple(ranks) for name, ranks in state["retained"].items()}
         self.regulariser.betas = dict(state["betas"])
+        self.ranks.thresholds = {name: tuple(values) for name, values in state["thresholds"].items()}
         self._ask_for_basis_gradients_()
 
     def _cut_(self, choose: Callable[[Mapping[str, Factors]], dict[str, tuple[int, ...]]]) -> None:

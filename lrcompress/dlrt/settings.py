@@ -7,8 +7,11 @@ from typing import Any, Literal
 from lrcompress.data import Augmentation
 from lrcompress.dlrt.adversary import Adversary, AdversaryKind
 from lrcompress.dlrt.options import DlrtOptions, require
+from lrcompress.dlrt.target import Annealing
 from lrcompress.perturb import Norm
 from lrcompress.plan import Budget
+
+ANNEALED = 2 / 3  # of the steps before ranks are frozen
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class TrainingOptions:
         steps: at most so many steps, whatever the epochs.
         time_limit: at most so many seconds, to which the schedule shrinks; such a run cannot be repeated exactly.
         patience: epochs without a better held-out accuracy after which the ranks are frozen, and then the run ends.
+        anneal: with a budget: what the training starts with, as a multiple of it. Ranks come down to the budget in the
+            first two thirds of the steps before they are frozen; 1 starts with the budget itself.
         max_drop: points of held-out accuracy that may be lost against the uncompressed model: drives the budget.
         batch_size: images per step, over all processes together.
         accumulate: parts in which a batch is computed, one after the other, to save memory.
@@ -51,6 +56,7 @@ class TrainingOptions:
     steps: int | None = None
     time_limit: float | None = None
     patience: int | None = None
+    anneal: float = 1.0
     max_drop: float | None = None
     batch_size: int = 128
     accumulate: int = 1
@@ -77,6 +83,7 @@ class TrainingOptions:
         require(self.steps is None or self.steps >= 1, "--steps", "at least 1", self.steps)
         require(self.time_limit is None or self.time_limit > 0, "--time-limit", "more than 0", self.time_limit)
         require(self.patience is None or self.patience >= 1, "--patience", "at least 1", self.patience)
+        require(math.isfinite(self.anneal) and self.anneal >= 1, "--anneal", "at least 1", self.anneal)
         require(self.max_drop is None or self.max_drop > 0, "--max-drop", "more than 0 points", self.max_drop)
         require(
             self.max_drop is None or isinstance(self.dlrt.policy, Budget),
@@ -106,6 +113,12 @@ class TrainingOptions:
         require(self.trades >= 0 and math.isfinite(self.trades), "--trades", "0 or more", self.trades)
         require(self.precision in ("float32", "bfloat16"), "--precision", "float32 or bfloat16", self.precision)
         require(self.workers >= 0, "--workers", "0 or more", self.workers)
+
+    def annealing(self, adaptive_steps: float) -> Annealing | None:
+        """Returns what brings the budget down in the steps before ranks are frozen, if there is a budget to come to."""
+        if not isinstance(self.dlrt.policy, Budget) or self.max_drop is not None:
+            return None
+        return Annealing(self.dlrt.policy, self.anneal, ANNEALED * adaptive_steps)
 
     def adversary(self) -> Adversary | None:
         """Returns what perturbs the training images, if anything does."""

@@ -68,6 +68,18 @@ def squared_errors(rotated: Factors, ranks: Int[Tensor, "k modes"]) -> Float[Ten
     return (1 - shares).clamp_min(0) * (total > 0)
 
 
+def mode_spectra(rotated: Factors) -> tuple[Float[Tensor, "r"], ...]:
+    """Returns the singular values of the unfoldings of rotated factors relative to the norm of all, in float64.
+
+    One spectrum for matrices, those of the output and of the input unfolding otherwise; over all groups, and zeros if
+    W is zero.
+    """
+    energies = rotated.S.double().square().sum((0, 3)).cpu()
+    total = energies.sum()
+    modes = (energies.diagonal(),) if rotated.S.shape[3] == 1 else (energies.sum(1), energies.sum(0))
+    return tuple((mode / torch.where(total > 0, total, 1.0)).sqrt() for mode in modes)
+
+
 def cut(rotated: Factors, change: BasisChange, ranks: tuple[int, ...]) -> tuple[Factors, BasisChange]:
     """Returns rotated factors, and the change of basis that led to them, cut to some ranks."""
     outputs, inputs = ranks[0], ranks[-1]

@@ -1,10 +1,35 @@
-"""A largest drop of accuracy as the target of a training: the budget follows what the network can bear."""
+"""What drives the budget of a training: an annealing down to what was asked for, or a largest drop of accuracy."""
 
 from dataclasses import dataclass
 
 from lrcompress.plan import Budget
 
 SHRINK, GROW = 0.85, 1.1
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """A budget that starts at a multiple of what was asked for and comes down to it, fast at first.
+
+    Which directions a network needs shows while it is trained with more of them than it will keep. The cubic is that
+    of gradual pruning.
+
+    Args:
+        budget: what was asked for.
+        factor: what the training starts with, as a multiple of it; at least 1.
+        steps: after which the budget is what was asked for.
+
+    Source: Zhu, Gupta 2017, To prune, or not to prune (arXiv 1710.01878).
+    """
+
+    budget: Budget
+    factor: float
+    steps: float
+
+    def policy(self, position: float) -> Budget:
+        """Returns the budget at a position of the run, in steps."""
+        left = 1 - min(1.0, position / max(self.steps, 1.0))
+        return self.budget.times(1 + (self.factor - 1) * left**3)
 
 
 @dataclass

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,7 +108,18 @@ class _Run:
         self.model = model.to(memory_format=torch.channels_last)
         if dense is not None:
             dense.to(memory_format=torch.channels_last)
-        self.dlrt = Dlrt(model, options.dlrt, circumstances=circumstances)
+        self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
+        self.steps = options.count_steps(self.steps_per_epoch)
+        self.schedule = Schedule(
+            self.steps,
+            time_limit=options.time_limit,
+            warm_up=options.warm_up,
+            frozen_fraction=options.frozen_fraction,
+            device=self.device,
+        )
+        self.annealing = options.annealing(self.schedule.frozen_from)
+        policy = options.dlrt.policy if self.annealing is None else self.annealing.policy(0)
+        self.dlrt = Dlrt(model, replace(options.dlrt, policy=policy), circumstances=circumstances)
         adversary = options.adversary()
         self.objective = Objective(
             model,
@@ -132,15 +144,6 @@ class _Run:
             )
             self.dlrt.ranks.policy = self.target.policy()
         self.classes = self._count_classes(held_out)
-        self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
-        self.steps = options.count_steps(self.steps_per_epoch)
-        self.schedule = Schedule(
-            self.steps,
-            time_limit=options.time_limit,
-            warm_up=options.warm_up,
-            frozen_fraction=options.frozen_fraction,
-            device=self.device,
-        )
         self.step, self.epoch, self.batch = 0, 1, 0
         self.losses: list[float] = []
         self.log: list[EpochRecord] = []
@@ -238,6 +241,8 @@ class _Run:
         position = self.schedule.position(self.step)
         if not self.dlrt.frozen and position >= self.schedule.frozen_from:
             self._freeze_()
+        if self.annealing is not None:
+            self.dlrt.ranks.policy = self.annealing.policy(position)
         # Of the step alone, so that a resumed run draws what an uninterrupted one does.
         seed = (self.options.seed * 1_000_003 + self.step) % 2**62
         torch.manual_seed(seed + world()[0])
@@ -277,6 +282,9 @@ class _Run:
         return TrainingError(f"{what}{where} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
 
     def _freeze_(self) -> None:
+        if self.annealing is not None:  # patience, or a short run, may end it before its time
+            self.dlrt.ranks.policy = self.annealing.budget
+            self.dlrt.truncate_()
         self.dlrt.freeze_()
         self.parameters, self.waited = count_shipped_parameters(self.model), 0
 

@@ -3,6 +3,7 @@
 from lrcompress.pipeline.baseline import find_baseline
 from lrcompress.pipeline.compression import CompressOptions, compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
+from lrcompress.pipeline.fine_tuning import starting_policy
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.planning import LayerOptions, plan_loaded
 from lrcompress.pipeline.processes import joined_processes
@@ -19,4 +20,5 @@ __all__ = [
     "find_baseline",
     "joined_processes",
     "plan_loaded",
+    "starting_policy",
 ]

@@ -19,7 +19,17 @@ from lrcompress.models import PixelModel
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.search import MaxDrop
 from lrcompress.pipeline.unfinished import UnfinishedRun, stop_on_signal
-from lrcompress.plan import CompressionPlan, Decomposer, Energy, RankPolicy, Tolerance, TrainingStart, find_layers
+from lrcompress.plan import (
+    Budget,
+    CompressionPlan,
+    Decomposer,
+    Energy,
+    RankPolicy,
+    Tolerance,
+    TrainingStart,
+    WideStart,
+    find_layers,
+)
 from lrcompress.schemes import count_positions
 
 # What torch says when another process does not answer any more.
@@ -44,9 +54,9 @@ class FineTuned:
 def starting_policy(training: TrainingOptions, *, seed: int) -> RankPolicy | MaxDrop:
     """Returns the policy of the plan that a fine-tuning starts from.
 
-    A tolerance that no useful option meets does not keep a layer dense, since training closes the gap; a largest drop
-    starts from the smallest model that keeps it without training. Other policies choose the start as they choose what
-    follows.
+    A tolerance that no useful option meets does not keep a layer dense, since training closes the gap; a budget is
+    come down to; a largest drop starts from the smallest model that keeps it without training. A given rank is also
+    that of the start.
     """
     policy = training.dlrt.policy
     if training.max_drop is not None:
@@ -55,6 +65,8 @@ def starting_policy(training: TrainingOptions, *, seed: int) -> RankPolicy | Max
         tol = policy.guaranteed_tol()
         assert tol is not None  # both promise one
         return TrainingStart(tol, max_rank=training.dlrt.max_rank)
+    if isinstance(policy, Budget):
+        return WideStart(policy, training.anneal)
     return policy
 
 
@@ -131,7 +143,7 @@ def fine_tune_loaded(
                 images,
                 training,
                 dense=teacher,
-                circumstances=_circumstances(loaded, {f"{prefix}{k}": v for k, v in given_ranks.items()}, prefix),
+                circumstances=_circumstances(loaded, plan, given_ranks, prefix),
                 on_progress=observer.on_training,
                 save=save,
                 resume=state,
@@ -150,11 +162,18 @@ def fine_tune_loaded(
     return FineTuned(fold_(model), _without_prefix(tuning, prefix), kappas)
 
 
-def _circumstances(loaded: LoadedModel, fixed_ranks: Mapping[str, tuple[int, ...]], prefix: str) -> Circumstances:
+def _circumstances(
+    loaded: LoadedModel, plan: CompressionPlan, given_ranks: Mapping[str, tuple[int, ...]], prefix: str
+) -> Circumstances:
     size = loaded.preprocessing.input_size
     candidates = find_layers(loaded.model, size, include_first=True, include_classifier=True)
     positions = {f"{prefix}{one.name}": count_positions(one.calls) for one in candidates if one.calls}
-    return Circumstances(positions, count_macs(loaded.model, size), fixed_ranks)
+    return Circumstances(
+        positions,
+        count_macs(loaded.model, size),
+        fixed_ranks={f"{prefix}{name}": ranks for name, ranks in given_ranks.items()},
+        left_out={f"{prefix}{name}": (layer.relative_error or 0.0) ** 2 for name, layer in plan.factorized().items()},
+    )
 
 
 def _without_prefix(tuning: FineTuning, prefix: str) -> FineTuning:

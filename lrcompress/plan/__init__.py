@@ -17,6 +17,7 @@ from lrcompress.plan.policy import (
     TrainingStart,
     UniformRank,
     WholeModel,
+    WideStart,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "TrainingStart",
     "UniformRank",
     "WholeModel",
+    "WideStart",
     "check_plan",
     "check_source",
     "find_layers",

@@ -4,7 +4,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import override
@@ -238,6 +238,14 @@ class Budget(RankPolicy):
         chosen = allocate(layers, limit - untouched)
         return {name: None if index is None else int(indices[name][index]) for name, index in chosen.items()}
 
+    def times(self, factor: float) -> "Budget":
+        """Returns a budget so many times as large, at most nearly all of the network."""
+        if self.fraction is not None:
+            return Budget(fraction=min(0.999, factor * self.fraction))
+        if self.parameters is not None:
+            return Budget(parameters=round(factor * self.parameters))
+        return Budget(macs=round(factor * (self.macs or 0)))
+
     @override
     def needs_macs(self) -> bool:
         return self.macs is not None
@@ -299,6 +307,44 @@ class TrainingStart(Tolerance):
     @override
     def guaranteed_tol(self) -> float | None:
         return None
+
+
+@dataclass(frozen=True)
+class WideStart(RankPolicy):
+    """Of the layers that a budget factorises, in the same forms, the best options of a larger budget.
+
+    Where fine-tuning starts that comes down to its budget step by step: a layer that were left dense because the larger
+    budget has room for it could not become smaller later.
+
+    Args:
+        budget: what fine-tuning ends with.
+        factor: how many times as much it starts with, at least 1.
+    """
+
+    budget: Budget
+    factor: float
+
+    @override
+    def choose(self, choices: Mapping[str, Choices], whole: WholeModel) -> dict[str, int | None]:
+        final = self.budget.choose(choices, whole)
+        factorised = {
+            name: replace(one, useful=one.useful & (one.schemes == one.schemes[index]), may_stay_dense=False)
+            for name, one in choices.items()
+            if (index := final[name]) is not None
+        }
+        return final | self.budget.times(self.factor).choose(factorised, whole)
+
+    @override
+    def needs_macs(self) -> bool:
+        return self.budget.needs_macs()
+
+    @override
+    def why_dense(self, choices: Choices) -> str:
+        return self.budget.why_dense(choices)
+
+    @override
+    def describe(self) -> dict[str, Any]:
+        return {**self.budget.describe(), "factor": self.factor}
 
 
 @dataclass(frozen=True)

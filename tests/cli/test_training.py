@@ -38,6 +38,7 @@ OPTIONS = {
     "steps": (["--steps", "11"], {"steps": 11}),
     "time_limit": (["--time-limit", "60"], {"time_limit": 60.0}),
     "patience": (["--patience", "3"], {"patience": 3}),
+    "anneal": (["--anneal", "3"], {"anneal": 3.0}),
     "optimizer": (["--optimizer", "sgd"], {"dlrt.optimizer": "sgd"}),
     "lr": (["--lr", "0.5"], {"dlrt.lr": 0.5}),
     "momentum": (["--optimizer", "sgd", "--momentum", "0.5"], {"dlrt.momentum": 0.5}),

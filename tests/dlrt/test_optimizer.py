@@ -339,7 +339,7 @@ def test_the_budget_holds_after_every_truncation_while_ranks_move_to_where_they_
 
 def test_beta_rises_where_kappa_is_too_large_and_falls_where_it_is_not():
     model = low_rank_mlp()
-    dlrt = Dlrt(model, settings(policy=EXACT, max_kappa=4.0, beta=0.1))
+    dlrt = Dlrt(model, settings(policy=UniformRank(3), max_kappa=4.0, beta=0.1))
     set_spectrum_(dlrt.layers["1"], [8.0, 4.0, 1.0])
     set_spectrum_(dlrt.layers["4"], [3.0, 2.0, 1.0])
     dlrt.truncate_()

@@ -318,30 +318,16 @@ def test_without_layers_there_is_nothing_to_choose():
     assert ranks_of(nn.Linear(3, 3), Budget(fraction=0.1)) == {}
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({}, 12), ({"max_rank": 5}, 5), ({"round_ranks": 5}, 10), ({"min_rank": 14}, 14)],
-)
-def test_the_bound_is_the_largest_rank_that_is_allowed_whatever_the_policy(options, expected):
-    # Of a 24×30 layer ranks up to 13 remove parameters; beyond 12 there is nothing to keep.
-    sigma = [1.0] * 12 + [0.0] * 4
-    model = nn.ModuleDict({"one": with_spectrum(sigma, 24, 30)})
-    layer = model["one"]
-    exact = torch.diag(torch.tensor(sigma))[None, :, :, None]
-    layer.set_factors_(Factors(layer.U.detach(), exact, layer.V.detach()))
-    for policy in (Tolerance(0.9), Smallest(), Budget(fraction=0.01)):
-        control = control_of(model, policy, **options)
-        assert control.bound(rotated_of(model)) == {"one": (expected,)}
-
-
-def test_the_bound_removes_parameters_in_every_form():
+def test_what_no_rank_can_meet_gives_the_largest_that_removes_parameters_in_every_form():
     model = network()
-    bound = control_of(model, Smallest()).bound(rotated_of(model))
-    small = cut_to(model, bound)
-    for name, layer in factored_layers(small).items():
+    for layer in factored_layers(model).values():
+        core = torch.rand(layer.S.shape, generator=torch.Generator().manual_seed(0))
+        layer.set_factors_(Factors(layer.U.detach(), core, layer.V.detach()))
+    ranks = ranks_of(model, Tolerance(1e-6))
+    for name, layer in factored_layers(cut_to(model, ranks)).items():
         assert layer.shipped_parameters() < (DENSE[name] if name in DENSE else DENSE["qkv"] // 3)
-    assert bound["linear"] == (largest_useful(24, 32),)
-    assert bound["groups"] == (largest_useful(12, 72),)
+    assert ranks["linear"] == (largest_useful(24, 32),)
+    assert ranks["groups"] == (largest_useful(12, 72),)
 
 
 @pytest.mark.parametrize("options", [{}, {"min_rank": 3}, {"round_ranks": 4}])
@@ -359,3 +345,37 @@ def test_no_budget_below_the_smallest_fraction_is_met_and_one_just_above_is():
     assert count_shipped_parameters(cut_to(model, ranks)) == round(smallest * WHOLE)
     with pytest.raises(OptionError):
         ranks_of(model, Budget(fraction=smallest - 1e-3), circumstances=given)
+
+
+def test_a_tolerance_that_is_applied_again_and_again_cuts_only_once():
+    model = network()
+    control = control_of(model, Tolerance(0.3))
+    first = control.choose(rotated_of(model))
+    model = cut_to(model, first)
+    for _ in range(5):
+        assert control.choose(rotated_of(model)) == first
+        model = cut_to(model, control.choose(rotated_of(model)))
+
+
+def test_during_training_a_direction_that_fades_is_cut_and_one_that_has_grown_is_kept():
+    sigma = [4.0, 3.0, 2.0, 1.0, 0.1, 0.1]
+    control = control_of(nn.ModuleDict({"one": with_spectrum(sigma, 40, 30)}), Tolerance(0.1))
+
+    def rank_with(values, before=4):
+        rotated = rotated_of(nn.ModuleDict({"one": with_spectrum(values, 40, 30)}))
+        return control.choose(rotated, {"one": (before,)})["one"][0]
+
+    assert rank_with(sigma) == 4
+    assert rank_with([4.0, 3.0, 2.0, 0.6, 0.1, 0.1]) == 4
+    assert rank_with([4.0, 3.0, 2.0, 0.4, 0.1, 0.1]) == 3
+    assert rank_with([4.0, 3.0, 2.0, 1.0, 0.7, 0.1]) == 5
+    assert rank_with([4.0, 3.0, 2.0, 1.0, 0.51, 0.1]) == 4  # without it 0.1 is kept still
+    assert rank_with([8.0, 6.0, 4.0, 2.0, 0.2, 0.2]) == 4  # the scale says nothing
+
+
+def test_what_the_factorisation_has_left_out_counts_towards_the_tolerance():
+    # ‖W‖² was 100, of which 1 is gone already: a tolerance of 0.1 is used up.
+    sigma = [9.0, 3.0, 2.9, 0.6324555]
+    model = nn.ModuleDict({"one": with_spectrum(sigma, 40, 30)})
+    assert ranks_of(model, Tolerance(0.1)) == {"one": (3,)}
+    assert ranks_of(model, Tolerance(0.1), circumstances=Circumstances(left_out={"one": 0.01})) == {"one": (4,)}

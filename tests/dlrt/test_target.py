@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 
-from lrcompress.dlrt.target import DropTarget
+from lrcompress.dlrt.target import Annealing, DropTarget
+from lrcompress.plan import Budget
 
 REFERENCE = 0.9
 
@@ -47,3 +50,18 @@ def test_the_budget_is_never_the_whole_network():
 def test_the_drop_that_was_asked_for_is_kept_to_the_point(accuracy, reached):
     # 100 · (0.9 − 0.88) is not 2 to the last bit.
     assert target().reached(accuracy) is reached
+
+
+def test_an_annealed_budget_falls_ever_more_slowly_to_what_was_asked_for():
+    annealing = Annealing(Budget(fraction=0.1), 3.0, steps=100)
+    fractions = [annealing.policy(position).fraction for position in range(0, 160, 20)]
+    assert fractions[0] == pytest.approx(0.3)
+    falls = [before - after for before, after in itertools.pairwise(fractions)]
+    assert falls == sorted(falls, reverse=True)
+    assert all(fall > 0 for fall in falls[:5])
+    assert fractions[5:] == [0.1, 0.1, 0.1]
+
+
+def test_annealing_by_one_is_the_budget_itself():
+    annealing = Annealing(Budget(macs=1000), 1.0, steps=10)
+    assert {annealing.policy(position) for position in range(12)} == {Budget(macs=1000)}

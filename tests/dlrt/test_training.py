@@ -24,7 +24,7 @@ from lrcompress.data import ImageSet
 from lrcompress.dlrt import fine_tune_
 from lrcompress.errors import DataError, OptionError, TrainingError
 from lrcompress.factorize import fold_
-from lrcompress.nn import factored_layers
+from lrcompress.nn import count_shipped_parameters, factored_layers
 from lrcompress.plan import Budget, Energy, UniformRank
 
 USEFUL = {"1": 21, "4": 14}  # 48×40 and 24×40: 21·88 < 1920 and 14·64 < 960, and one more is not
@@ -564,6 +564,7 @@ def test_every_image_is_trained_on_once_per_epoch(batch):
 )
 def test_the_policy_that_plans_goes_on_choosing_while_training(policy):
     model = low_rank_mlp(max_rank=None)
+    start = count_shipped_parameters(model)
     result = fine_tune_(model, pattern_images(), options(policy=policy, max_rank=None, epochs=8, lr=2e-2))
     dense = sum(value.numel() for value in tiny_mlp().parameters())
     for record in result.log[1:]:
@@ -573,8 +574,27 @@ def test_the_policy_that_plans_goes_on_choosing_while_training(policy):
         elif isinstance(policy, UniformRank):
             assert record.ranks == {"1": (2,), "4": (2,)}
         else:
-            assert record.parameters < result.log[0].parameters
+            assert record.parameters < start
     assert result.log[-1].loss < 0.8 * result.log[1].loss
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_an_annealed_budget_starts_wide_and_ends_with_what_was_asked_for(patience):
+    model = low_rank_mlp(max_rank=None)
+    dense = sum(value.numel() for value in tiny_mlp().parameters())
+    budget = Budget(fraction=0.3)
+    result = fine_tune_(
+        model,
+        pattern_images(),
+        options(policy=budget, max_rank=None, epochs=9, anneal=2.0, patience=patience, coefficient_steps=1),
+    )
+    sizes = [record.parameters for record in result.log]
+    assert 0.5 * dense < sizes[0] <= 0.6 * dense
+    assert sizes[1:] == sorted(sizes[1:], reverse=True)
+    assert sizes[-1] <= 0.3 * dense
+    assert all(record.parameters <= 0.3 * dense for record in result.log if record.frozen)
+    if patience is None:
+        assert sizes[1] > 0.3 * dense
 
 
 def network_with_everything():

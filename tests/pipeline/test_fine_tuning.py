@@ -12,7 +12,7 @@ from lrcompress.checkpoint import LoadOptions
 from lrcompress.errors import DataError, LRCompressError, OptionError, OutputError, TrainingError
 from lrcompress.pipeline import CompressOptions, LayerOptions, MaxDrop, Observer, compress
 from lrcompress.pipeline.fine_tuning import starting_policy
-from lrcompress.plan import Budget, Calibration, Energy, Tolerance, TrainingStart, UniformRank
+from lrcompress.plan import Budget, Calibration, Energy, Tolerance, TrainingStart, UniformRank, WideStart
 
 pytestmark = pytest.mark.usefixtures("_short_timing")
 STEPS = 6  # of `training()` on the 60 images of the workshop, of which 6 are held out: two epochs of 20, 20 and 14
@@ -30,7 +30,7 @@ def fine_tune(shop, output="new.safetensors", *, observer=None, values=None, **s
         ({"policy": Tolerance(0.2)}, TrainingStart(0.2)),
         ({"policy": Tolerance(0.2), "max_rank": 5}, TrainingStart(0.2, max_rank=5)),
         ({"policy": Energy(0.75)}, TrainingStart(0.5)),
-        ({"policy": Budget(fraction=0.1)}, Budget(fraction=0.1)),
+        ({"policy": Budget(fraction=0.1), "anneal": 3.0}, WideStart(Budget(fraction=0.1), 3.0)),
         ({"policy": UniformRank(4)}, UniformRank(4)),
         ({"policy": Budget(fraction=0.999), "max_drop": 1.5}, MaxDrop(1.5, seed=7)),
     ],

@@ -23,6 +23,7 @@ from lrcompress.plan import (
     TrainingStart,
     UniformRank,
     WholeModel,
+    WideStart,
     make_plan,
 )
 from lrcompress.plan.choices import list_choices
@@ -238,6 +239,54 @@ def test_what_given_ranks_have_saved_is_counted_in():
     plain = ranks_of(Budget(parameters=1200), choices, WholeModel(cost_of(DENSE), 0))
     given = ranks_of(Budget(parameters=1200 + 300), choices, WholeModel(whole, 0, saved_parameters=700))
     assert plain == given
+
+
+def test_a_wide_start_enlarges_only_what_the_budget_factorises():
+    choices = {
+        "flat": spectrum([1.0] * 20),
+        "steep": spectrum([10.0 * 0.5**index for index in range(20)]),
+        "tiny": spectrum([1.0] * 3),
+    }
+    whole = WholeModel(400 + 400 + 9, 0)
+    budget = Budget(parameters=400)
+    final, start = ranks_of(budget, choices, whole), ranks_of(WideStart(budget, 1.6), choices, whole)
+    assert final["flat"] is not None and final["steep"] is not None
+    # With so much room the budget itself would leave a layer dense.
+    assert None in ranks_of(budget.times(1.6), choices, whole).values()
+    assert {name for name, rank in start.items() if rank is None} == {name for name in final if final[name] is None}
+    spent = [sum(40 * rank for rank in ranks.values() if rank) for ranks in (final, start)]
+    assert spent[0] < spent[1] <= 1.6 * 400
+    assert ranks_of(WideStart(budget, 1.0), choices, whole) == final
+
+
+def test_a_wide_start_keeps_the_form_of_every_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)), nn.Flatten(), nn.Linear(16 * 36, 3))
+    plans = [
+        make_plan(model, policy, input_size=(16, 6, 6), include_first=True)
+        for policy in (Budget(fraction=0.3), WideStart(Budget(fraction=0.3), 2.0))
+    ]
+    final, start = ({layer.name: layer for layer in plan.layers} for plan in plans)
+    assert {name: layer.scheme for name, layer in start.items()} == {
+        name: layer.scheme for name, layer in final.items()
+    }
+    assert sum(layer.parameters or 0 for layer in start.values()) > sum(
+        layer.parameters or 0 for layer in final.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (Budget(fraction=0.2), Budget(fraction=0.5)),
+        (Budget(fraction=0.9), Budget(fraction=0.999)),
+        (Budget(parameters=10), Budget(parameters=25)),
+        (Budget(macs=7), Budget(macs=18)),
+    ],
+    ids=str,
+)
+def test_a_budget_can_be_multiplied(budget, expected):
+    assert budget.times(2.5) == expected
 
 
 def test_the_hint_of_a_budget_names_what_else_keeps_layers_large():

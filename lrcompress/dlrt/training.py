@@ -9,29 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.data import (
-    ImageSet,
-    count_training_batches,
-    iterate_training_batches,
-    random_subset,
-    shard_images,
-    split_held_out,
-)
-from lrcompress.dlrt.diagnosis import find_not_finite
+from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches
+from lrcompress.dlrt.diagnosis import LossWatch, find_not_finite, find_not_finite_value, is_guessing
 from lrcompress.dlrt.distributed import total, world
+from lrcompress.dlrt.held_out import HeldOut, divide_images
 from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
 from lrcompress.dlrt.losses import Objective, check_labels
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.ranks import Circumstances
 from lrcompress.dlrt.schedule import Schedule
 from lrcompress.dlrt.settings import TrainingOptions
+from lrcompress.dlrt.start import compare_with_start
 from lrcompress.dlrt.sync_norm import synchronised_batch_norms
 from lrcompress.dlrt.target import DropTarget
-from lrcompress.errors import DataError, EvaluationError, OptionError, TrainingError
-from lrcompress.measure import eval_mode, measure_accuracy
+from lrcompress.errors import EvaluationError, OptionError, TrainingError
+from lrcompress.measure import eval_mode
 from lrcompress.nn import count_shipped_parameters
 
-ROBUST_IMAGES = 1000  # held-out images that are attacked after each epoch of adversarial training
 State = dict[str, Any]
 
 
@@ -43,6 +37,7 @@ def fine_tune_(
     dense: nn.Module | None = None,
     circumstances: Circumstances | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+    on_warning: Callable[[str], None] = lambda message: None,
     save: Callable[[State], bool | None] = lambda state: None,
     resume: State | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
@@ -57,20 +52,20 @@ def fine_tune_(
             drop is measured against.
         circumstances: what ranks are chosen by beside the spectra.
         on_progress: called after each step.
-        save: is given the state of the run from time to time, and when it is stopped; it returns False if that could
-            not be kept. The state holds the tensors of the running training, which go on changing: copy or write them.
-            A run that is resumed from it ends with the same bytes as one that was never interrupted.
+        on_warning: is told, in a sentence, what makes the run doubtful as soon as it is known: a loss that rises, an
+            accuracy that is that of guessing, a result that is worse than the start.
+        save: is given the state of the run from time to time, when it is stopped, and when it is over; it returns False
+            if that could not be kept. The state holds the tensors of the running training, which go on changing: copy
+            or write them. A run that is resumed from it ends with the same bytes as one that was never interrupted.
         resume: a state that was saved.
         is_stopped: asked after each step.
 
     Raises:
         OptionError: if there is nobody to distil from or to compare with.
-        TrainingError: if the loss or a gradient is not finite, or the run was stopped.
+        TrainingError: if the loss, a gradient, a weight or a statistic is not finite, or the run was stopped.
         DataError: if there are too few images for one batch, or labels that the model does not have.
     """
-    rest, held_out = split_held_out(images, fraction=options.held_out, seed=options.seed)
-    if count_training_batches(len(rest), batch_size=options.batch_size, processes=world()[1]) == 0:
-        raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
+    rest, held_out = divide_images(images, options)
     if dense is None and (options.distill > 0 or options.max_drop is not None):
         what, name = ("distillation", "distill=0") if options.distill > 0 else ("a largest drop", "max_drop=None")
         raise OptionError(f"{what} needs the uncompressed model", hint=f"pass dense=, or {name}")
@@ -81,7 +76,7 @@ def fine_tune_(
         synchronised_batch_norms(model),
     ):
         reference = None if resume is None else resume["reference"]
-        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, reference)
+        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, on_warning, reference)
         return run.run(save, resume, is_stopped)
 
 
@@ -97,18 +92,18 @@ class _Run:
         dense: nn.Module | None,
         circumstances: Circumstances | None,
         on_progress: Callable[[TrainingProgress], None],
+        on_warning: Callable[[str], None],
         reference: float | None,
     ) -> None:
-        self.images, self.options, self.on_progress = images, options, on_progress
-        self.held_out_images = len(held_out)
-        self.held_out = shard_images(held_out, *world())
-        self.attacked = shard_images(random_subset(held_out, ROBUST_IMAGES, seed=options.seed), *world())
+        self.images, self.options, self.on_progress, self.on_warning = images, options, on_progress, on_warning
         self.device = next(model.parameters()).device
+        adversary = options.adversary()
+        self.held_out = HeldOut(held_out, adversary, self.device, seed=options.seed)
+        self.start = copy.deepcopy(model.state_dict())
         self.model = model.to(memory_format=torch.channels_last)
         if dense is not None:
             dense.to(memory_format=torch.channels_last)
         self.dlrt = Dlrt(model, options.dlrt, circumstances=circumstances)
-        adversary = options.adversary()
         self.objective = Objective(
             model,
             teacher=dense,
@@ -119,19 +114,19 @@ class _Run:
             trades=options.trades,
             bfloat16=options.precision == "bfloat16",
         )
-        self.adversary = adversary
         self.target = None
         self.parameters = count_shipped_parameters(model)
         if options.max_drop is not None and dense is not None:
             kept = self.parameters / self.dlrt.ranks.whole.parameters
             self.target = DropTarget(
-                reference if reference is not None else self._accuracy(dense),
+                reference if reference is not None else self.held_out.accuracy(dense),
                 options.max_drop,
                 self.dlrt.ranks.smallest_fraction(),
                 fraction=min(kept, 0.999),
             )
             self.dlrt.ranks.policy = self.target.policy()
         self.classes = self._count_classes(held_out)
+        self.loss_watch, self.warnings = LossWatch(self.classes), list[str]()
         self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
         self.steps = options.count_steps(self.steps_per_epoch)
         self.schedule = Schedule(
@@ -156,16 +151,18 @@ class _Run:
             self._restore_(resume)
         self.schedule.start_(0.0 if resume is None else resume["elapsed"])
         saved = time.monotonic()
-        over = self.step >= self.steps or self._is_out_of_patience()
+        over = self.schedule.position(self.step) >= self.steps or self._is_out_of_patience()
         # A run that was stopped in its very last step still has an epoch to end.
         while not over or self.batch > 0:
             for pixels, labels in [] if over else self._batches():
                 self.losses.append(self._train_step_(pixels, labels))
                 self.step, self.batch = self.step + 1, self.batch + 1
                 self._report(self.losses[-1])
+                self._warn_(self.loss_watch.add(self.losses[-1], step=self.step, steps=self.steps))
                 stopped = bool(total(float(is_stopped()), self.device))
                 kept = True
                 if stopped or time.monotonic() - saved >= self.options.save_seconds:
+                    self._check_values()  # before the last good state is replaced
                     kept, saved = save(self.state()) is not False, time.monotonic()
                 if stopped:
                     hint = (
@@ -177,12 +174,29 @@ class _Run:
             self._end_epoch_(over)
             # Not by the clock: an epoch that it ends has frozen ranks, and is one that can be chosen.
             over = over or self._is_out_of_patience()
-        self.model.load_state_dict(self.best)
-        self.model.eval()
+        save(self.state())  # what comes after the training must not be able to lose it
+        self._choose_()
         penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
         chosen = next(record for record in self.log if record.epoch == self.best_epoch)
         reached = self.target.reached(chosen.held_out_accuracy) if self.target is not None else None
-        return FineTuning(tuple(self.log), self.best_epoch, self.held_out_images, penalty, reached)
+        return FineTuning(tuple(self.log), self.best_epoch, self.held_out.count, penalty, reached, tuple(self.warnings))
+
+    def _choose_(self) -> None:
+        """Gives the model its best state: of the frozen epochs, or the start if training was for nothing."""
+        best = next(record for record in self.log if record.epoch == self.best_epoch)
+        keep_start, warning = compare_with_start(
+            self.log[0],
+            best,
+            self.options,
+            images=self.held_out.count if best.held_out_robust_accuracy is None else self.held_out.attacked_count,
+            classes=self.classes,
+            whole_parameters=self.dlrt.ranks.whole.parameters,
+        )
+        self._warn_(warning)
+        if keep_start:
+            self.best, self.best_epoch = self.start, 0
+        self.model.load_state_dict(self.best)
+        self.model.eval()
 
     def state(self) -> State:
         """Returns all that a later run needs to go on from here, as tensors and JSON types."""
@@ -194,9 +208,12 @@ class _Run:
             "best_score": self.best_score,
             "waited": self.waited,
             "step": self.step,
+            "steps": self.steps,
             "epoch": self.epoch,
             "batch": self.batch,
             "losses": list(self.losses),
+            "loss_watch": self.loss_watch.state_dict(),
+            "warnings": list(self.warnings),
             "parameters": self.parameters,
             "log": [record.to_json() for record in self.log],
             "fraction": None if self.target is None else self.target.fraction,
@@ -209,7 +226,8 @@ class _Run:
         self.dlrt.load_state_dict(state["dlrt"])
         self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
         self.waited, self.step, self.epoch, self.batch = (state[key] for key in ("waited", "step", "epoch", "batch"))
-        self.losses = list(state["losses"])
+        self.losses, self.warnings = list(state["losses"]), list(state["warnings"])
+        self.loss_watch.load_state_dict(state["loss_watch"])
         self.log = [EpochRecord.from_json(record) for record in state["log"]]
         if self.target is not None:
             self.target.fraction = state["fraction"]
@@ -276,6 +294,19 @@ class _Run:
         where = "" if pixels is None else find_not_finite(self.model, pixels)
         return TrainingError(f"{what}{where} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
 
+    def _check_values(self) -> None:
+        """Raises an error that names what has overflowed though the loss is finite, as a running variance can."""
+        if name := find_not_finite_value(self.model):
+            raise TrainingError(
+                f"training has diverged: `{name}` is not finite after step {self.step} of {self.steps}",
+                hint="lower --lr or --beta",
+            )
+
+    def _warn_(self, message: str) -> None:
+        if message:
+            self.warnings.append(message)
+            self.on_warning(message)
+
     def _freeze_(self) -> None:
         self.dlrt.freeze_()
         self.parameters, self.waited = count_shipped_parameters(self.model), 0
@@ -293,9 +324,10 @@ class _Run:
         self._report(loss, epoch=epoch, epoch_ended=True)
 
     def _evaluate_(self, *, epoch: int, loss: float | None) -> None:
+        self._check_values()
         try:
-            accuracy = self._accuracy(self.model)
-            robust = None if self.adversary is None else self._robust_accuracy()
+            accuracy = self.held_out.accuracy(self.model)
+            robust = self.held_out.robust_accuracy(self.model)
         except EvaluationError as error:  # the last step of an epoch may have made the weights infinite
             raise self._diverged("the network's answers are not finite") from error
         frozen = self.dlrt.frozen and self.step > 0
@@ -305,6 +337,7 @@ class _Run:
         before = [other.score() for other in self.log if other.epoch > 0 and other.frozen == frozen]
         self.waited = 0 if epoch == 0 or record.score() > max(before, default=-1.0) else self.waited + 1
         self.log.append(record)
+        self._doubt_(accuracy, epoch)
         # Not >: of equals the later state is taken, it has seen more.
         if frozen and record.score() >= self.best_score:
             self.best = copy.deepcopy(self.model.state_dict())
@@ -316,17 +349,18 @@ class _Run:
             elif self.options.patience is not None and self.waited >= self.options.patience:
                 self._freeze_()
 
-    def _accuracy(self, model: nn.Module) -> float:
-        right = measure_accuracy(model, self.held_out) * len(self.held_out) if len(self.held_out) else 0.0
-        return round(total(right, self.device)) / self.held_out_images
-
-    def _robust_accuracy(self) -> float:
-        """Returns the share of right answers on perturbed held-out images: the training's own adversary, no more."""
-        assert self.adversary is not None  # asked by whoever calls
-        count, right = len(self.attacked), 0.0
-        if count:
-            right = count * self.adversary.accuracy(self.model, self.attacked, seed=self.options.seed)
-        return round(total(right, self.device)) / round(total(count, self.device))
+    def _doubt_(self, accuracy: float, epoch: int) -> None:
+        """Warns, once, of a network that guesses and did not before training."""
+        guessing = [
+            is_guessing(one.held_out_accuracy, images=self.held_out.count, classes=self.classes) for one in self.log
+        ]
+        if epoch > 0 and guessing[-1] and not any(guessing[:-1]):
+            self._warn_(
+                f"after step {self.step} of {self.steps}, epoch {epoch}, {100 * accuracy:.2f} % of "
+                f"{self.held_out.count:,} held-out images are right, about as many as guessing among {self.classes} "
+                f"classes; before training {100 * self.log[0].held_out_accuracy:.2f} % were: training diverges; "
+                "lower --lr, or allow more parameters"
+            )
 
     def _is_out_of_patience(self) -> bool:
         patience = self.options.patience

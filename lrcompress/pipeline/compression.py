@@ -329,6 +329,7 @@ def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning 
             "held_out_accuracy": chosen.held_out_accuracy,
             "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
             **({} if tuning.reached is None else {"target_reached": tuning.reached}),
+            **({"warnings": list(tuning.warnings)} if tuning.warnings else {}),
         }
     return recipe
 

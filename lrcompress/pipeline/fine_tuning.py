@@ -133,6 +133,7 @@ def fine_tune_loaded(
                 dense=teacher,
                 circumstances=_circumstances(loaded, {f"{prefix}{k}": v for k, v in given_ranks.items()}, prefix),
                 on_progress=observer.on_training,
+                on_warning=lambda message: observer.on_stage(f"WARNING: {message}"),
                 save=save,
                 resume=state,
                 is_stopped=is_stopped,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches
 from lrcompress.dlrt.diagnosis import LossWatch, find_not_finite, find_not_finite_value, is_guessing
-from lrcompress.dlrt.distributed import total, world
+from lrcompress.dlrt.distributed import agree, total, world
 from lrcompress.dlrt.held_out import HeldOut, divide_images
 from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
 from lrcompress.dlrt.losses import Objective, check_labels
@@ -57,7 +57,7 @@ def fine_tune_(
         save: is given the state of the run from time to time, when it is stopped, and when it is over; it returns False
             if that could not be kept. The state holds the tensors of the running training, which go on changing: copy
             or write them. A run that is resumed from it ends with the same bytes as one that was never interrupted.
-        resume: a state that was saved.
+        resume: a state that was saved. Of the model then only the form counts, not its values.
         is_stopped: asked after each step.
 
     Raises:
@@ -76,6 +76,8 @@ def fine_tune_(
         synchronised_batch_norms(model),
     ):
         reference = None if resume is None else resume["reference"]
+        if resume is not None:
+            model.load_state_dict(resume["start"])
         run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, on_warning, reference)
         return run.run(save, resume, is_stopped)
 
@@ -136,7 +138,7 @@ class _Run:
             frozen_fraction=options.frozen_fraction,
             device=self.device,
         )
-        self.step, self.epoch, self.batch = 0, 1, 0
+        self.step, self.epoch, self.batch, self.over = 0, 1, 0, False
         self.losses: list[float] = []
         self.log: list[EpochRecord] = []
         self.best: dict[str, Any] = {}
@@ -151,10 +153,10 @@ class _Run:
             self._restore_(resume)
         self.schedule.start_(0.0 if resume is None else resume["elapsed"])
         saved = time.monotonic()
-        over = self.schedule.position(self.step) >= self.steps or self._is_out_of_patience()
+        self.over = self.over or self.step >= self.steps or self._is_out_of_patience()
         # A run that was stopped in its very last step still has an epoch to end.
-        while not over or self.batch > 0:
-            for pixels, labels in [] if over else self._batches():
+        while not self.over or self.batch > 0:
+            for pixels, labels in [] if self.over else self._batches():
                 self.losses.append(self._train_step_(pixels, labels))
                 self.step, self.batch = self.step + 1, self.batch + 1
                 self._report(self.losses[-1])
@@ -165,15 +167,17 @@ class _Run:
                     self._check_values()  # before the last good state is replaced
                     kept, saved = save(self.state()) is not False, time.monotonic()
                 if stopped:
+                    kept = agree(kept)  # by process 0, the only one that saves
                     hint = (
                         "--resume goes on from here" if kept else "--resume goes on from the last state that was saved"
                     )
                     raise TrainingError(f"stopped in step {self.step} of {self.steps}", hint=hint)
-                if over := self.schedule.position(self.step) >= self.steps:
+                self.over = self.schedule.position(self.step) >= self.steps
+                if self.over:
                     break
-            self._end_epoch_(over)
+            self._end_epoch_()
             # Not by the clock: an epoch that it ends has frozen ranks, and is one that can be chosen.
-            over = over or self._is_out_of_patience()
+            self.over = self.over or self._is_out_of_patience()
         save(self.state())  # what comes after the training must not be able to lose it
         self._choose_()
         penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
@@ -201,6 +205,7 @@ class _Run:
     def state(self) -> State:
         """Returns all that a later run needs to go on from here, as tensors and JSON types."""
         return {
+            "start": self.start,
             "model": self.model.state_dict(),
             "dlrt": self.dlrt.state_dict(),
             "best": self.best,
@@ -211,6 +216,7 @@ class _Run:
             "steps": self.steps,
             "epoch": self.epoch,
             "batch": self.batch,
+            "over": self.over,
             "losses": list(self.losses),
             "loss_watch": self.loss_watch.state_dict(),
             "warnings": list(self.warnings),
@@ -226,6 +232,7 @@ class _Run:
         self.dlrt.load_state_dict(state["dlrt"])
         self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
         self.waited, self.step, self.epoch, self.batch = (state[key] for key in ("waited", "step", "epoch", "batch"))
+        self.over = state["over"]
         self.losses, self.warnings = list(state["losses"]), list(state["warnings"])
         self.loss_watch.load_state_dict(state["loss_watch"])
         self.log = [EpochRecord.from_json(record) for record in state["log"]]
@@ -311,9 +318,9 @@ class _Run:
         self.dlrt.freeze_()
         self.parameters, self.waited = count_shipped_parameters(self.model), 0
 
-    def _end_epoch_(self, over: bool) -> None:
+    def _end_epoch_(self) -> None:
         loss, epoch = sum(self.losses) / len(self.losses), self.epoch
-        if over and not self.dlrt.frozen:
+        if self.over and not self.dlrt.frozen:
             self._freeze_()
         # Not directly after augmentation, which has changed no answer and would be lost.
         if not self.dlrt.frozen and self.dlrt.position > 1:

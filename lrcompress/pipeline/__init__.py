@@ -7,6 +7,7 @@ from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.planning import LayerOptions, plan_loaded
 from lrcompress.pipeline.processes import joined_processes
 from lrcompress.pipeline.search import MaxDrop
+from lrcompress.pipeline.unfinished import describe_unfinished, is_unfinished
 
 __all__ = [
     "CompressOptions",
@@ -15,8 +16,10 @@ __all__ = [
     "MaxDrop",
     "Observer",
     "compress",
+    "describe_unfinished",
     "evaluate",
     "find_baseline",
+    "is_unfinished",
     "joined_processes",
     "plan_loaded",
 ]

@@ -1,6 +1,5 @@
 """The fine-tuning loop: DLRT cycles, then a last phase with frozen bases; the best state on held-out images stays."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches
-from lrcompress.dlrt.diagnosis import LossWatch, find_not_finite, find_not_finite_value, is_guessing
+from lrcompress.dlrt.diagnosis import LossWatch, find_not_finite, find_not_finite_value
 from lrcompress.dlrt.distributed import agree, total, world
 from lrcompress.dlrt.held_out import HeldOut, divide_images
 from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
@@ -18,8 +17,8 @@ from lrcompress.dlrt.losses import Objective, check_labels
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.ranks import Circumstances
 from lrcompress.dlrt.schedule import Schedule
+from lrcompress.dlrt.selection import Selection
 from lrcompress.dlrt.settings import TrainingOptions
-from lrcompress.dlrt.start import compare_with_start
 from lrcompress.dlrt.sync_norm import synchronised_batch_norms
 from lrcompress.dlrt.target import DropTarget
 from lrcompress.errors import EvaluationError, OptionError, TrainingError
@@ -77,7 +76,7 @@ def fine_tune_(
     ):
         reference = None if resume is None else resume["reference"]
         if resume is not None:
-            model.load_state_dict(resume["start"])
+            model.load_state_dict(resume["selection"]["start"])
         run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, on_warning, reference)
         return run.run(save, resume, is_stopped)
 
@@ -101,7 +100,6 @@ class _Run:
         self.device = next(model.parameters()).device
         adversary = options.adversary()
         self.held_out = HeldOut(held_out, adversary, self.device, seed=options.seed)
-        self.start = copy.deepcopy(model.state_dict())
         self.model = model.to(memory_format=torch.channels_last)
         if dense is not None:
             dense.to(memory_format=torch.channels_last)
@@ -129,6 +127,13 @@ class _Run:
             self.dlrt.ranks.policy = self.target.policy()
         self.classes = self._count_classes(held_out)
         self.loss_watch, self.warnings = LossWatch(self.classes), list[str]()
+        self.selection = Selection(
+            model.state_dict(),
+            options,
+            self.held_out,
+            classes=self.classes,
+            whole_parameters=self.dlrt.ranks.whole.parameters,
+        )
         self.steps_per_epoch = count_training_batches(len(images), batch_size=options.batch_size, processes=world()[1])
         self.steps = options.count_steps(self.steps_per_epoch)
         self.schedule = Schedule(
@@ -140,9 +145,6 @@ class _Run:
         )
         self.step, self.epoch, self.batch, self.over = 0, 1, 0, False
         self.losses: list[float] = []
-        self.log: list[EpochRecord] = []
-        self.best: dict[str, Any] = {}
-        self.best_epoch, self.best_score, self.waited = 0, -1.0, 0
 
     def run(
         self, save: Callable[[State], bool | None], resume: State | None, is_stopped: Callable[[], bool]
@@ -179,39 +181,22 @@ class _Run:
             # Not by the clock: an epoch that it ends has frozen ranks, and is one that can be chosen.
             self.over = self.over or self._is_out_of_patience()
         save(self.state())  # what comes after the training must not be able to lose it
-        self._choose_()
-        penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
-        chosen = next(record for record in self.log if record.epoch == self.best_epoch)
-        reached = self.target.reached(chosen.held_out_accuracy) if self.target is not None else None
-        return FineTuning(tuple(self.log), self.best_epoch, self.held_out.count, penalty, reached, tuple(self.warnings))
-
-    def _choose_(self) -> None:
-        """Gives the model its best state: of the frozen epochs, or the start if training was for nothing."""
-        best = next(record for record in self.log if record.epoch == self.best_epoch)
-        keep_start, warning = compare_with_start(
-            self.log[0],
-            best,
-            self.options,
-            images=self.held_out.count if best.held_out_robust_accuracy is None else self.held_out.attacked_count,
-            classes=self.classes,
-            whole_parameters=self.dlrt.ranks.whole.parameters,
-        )
+        best, warning = self.selection.choose_()
         self._warn_(warning)
-        if keep_start:
-            self.best, self.best_epoch = self.start, 0
-        self.model.load_state_dict(self.best)
+        self.model.load_state_dict(best)
         self.model.eval()
+        penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
+        chosen = self.selection.chosen()
+        reached = self.target.reached(chosen.held_out_accuracy) if self.target is not None else None
+        log, warnings = tuple(self.selection.log), tuple(self.warnings)
+        return FineTuning(log, chosen.epoch, self.held_out.count, penalty, reached, warnings)
 
     def state(self) -> State:
         """Returns all that a later run needs to go on from here, as tensors and JSON types."""
         return {
-            "start": self.start,
             "model": self.model.state_dict(),
             "dlrt": self.dlrt.state_dict(),
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_score": self.best_score,
-            "waited": self.waited,
+            "selection": self.selection.state_dict(),
             "step": self.step,
             "steps": self.steps,
             "epoch": self.epoch,
@@ -221,7 +206,6 @@ class _Run:
             "loss_watch": self.loss_watch.state_dict(),
             "warnings": list(self.warnings),
             "parameters": self.parameters,
-            "log": [record.to_json() for record in self.log],
             "fraction": None if self.target is None else self.target.fraction,
             "reference": None if self.target is None else self.target.reference,
             "elapsed": self.schedule.seconds(),
@@ -230,12 +214,10 @@ class _Run:
     def _restore_(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.dlrt.load_state_dict(state["dlrt"])
-        self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
-        self.waited, self.step, self.epoch, self.batch = (state[key] for key in ("waited", "step", "epoch", "batch"))
-        self.over = state["over"]
+        self.selection.load_state_dict(state["selection"])
+        self.step, self.epoch, self.batch, self.over = (state[key] for key in ("step", "epoch", "batch", "over"))
         self.losses, self.warnings = list(state["losses"]), list(state["warnings"])
         self.loss_watch.load_state_dict(state["loss_watch"])
-        self.log = [EpochRecord.from_json(record) for record in state["log"]]
         if self.target is not None:
             self.target.fraction = state["fraction"]
             self.dlrt.ranks.policy = self.target.policy()
@@ -316,7 +298,7 @@ class _Run:
 
     def _freeze_(self) -> None:
         self.dlrt.freeze_()
-        self.parameters, self.waited = count_shipped_parameters(self.model), 0
+        self.parameters, self.selection.waited = count_shipped_parameters(self.model), 0
 
     def _end_epoch_(self) -> None:
         loss, epoch = sum(self.losses) / len(self.losses), self.epoch
@@ -340,38 +322,17 @@ class _Run:
         frozen = self.dlrt.frozen and self.step > 0
         cores = describe_cores(self.dlrt)
         record = EpochRecord(epoch, loss, accuracy, robust, self.dlrt.current_ranks(), self.parameters, frozen, cores)
-        # Of the same phase only: larger ranks, and the start, are no measure of what may still come.
-        before = [other.score() for other in self.log if other.epoch > 0 and other.frozen == frozen]
-        self.waited = 0 if epoch == 0 or record.score() > max(before, default=-1.0) else self.waited + 1
-        self.log.append(record)
-        self._doubt_(accuracy, epoch)
-        # Not >: of equals the later state is taken, it has seen more.
-        if frozen and record.score() >= self.best_score:
-            self.best = copy.deepcopy(self.model.state_dict())
-            self.best_epoch, self.best_score = epoch, record.score()
+        self._warn_(self.selection.add_(record, self.model))
         if not self.dlrt.frozen and epoch > 0:
             if self.target is not None:
                 kept = self.parameters / self.dlrt.ranks.whole.parameters
                 self.dlrt.ranks.policy = self.target.after(accuracy, kept)
-            elif self.options.patience is not None and self.waited >= self.options.patience:
+            elif self.options.patience is not None and self.selection.waited >= self.options.patience:
                 self._freeze_()
-
-    def _doubt_(self, accuracy: float, epoch: int) -> None:
-        """Warns, once, of a network that guesses and did not before training."""
-        guessing = [
-            is_guessing(one.held_out_accuracy, images=self.held_out.count, classes=self.classes) for one in self.log
-        ]
-        if epoch > 0 and guessing[-1] and not any(guessing[:-1]):
-            self._warn_(
-                f"after step {self.step} of {self.steps}, epoch {epoch}, {100 * accuracy:.2f} % of "
-                f"{self.held_out.count:,} held-out images are right, about as many as guessing among {self.classes} "
-                f"classes; before training {100 * self.log[0].held_out_accuracy:.2f} % were: training diverges; "
-                "lower --lr, or allow more parameters"
-            )
 
     def _is_out_of_patience(self) -> bool:
         patience = self.options.patience
-        return patience is not None and self.dlrt.frozen and self.waited >= patience and self.batch == 0
+        return patience is not None and self.dlrt.frozen and self.selection.waited >= patience and self.batch == 0
 
     def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
         ranks = [rank for layer in self.dlrt.current_ranks().values() for rank in layer]
@@ -382,7 +343,7 @@ class _Run:
                 epoch=epoch or self.epoch,
                 epochs=math.ceil(self.steps / self.steps_per_epoch),
                 loss=loss,
-                held_out_accuracy=self.log[-1].held_out_accuracy,
+                held_out_accuracy=self.selection.log[-1].held_out_accuracy,
                 mean_rank=sum(ranks) / max(1, len(ranks)),
                 parameters=self.parameters,
                 epoch_ended=epoch_ended,

@@ -126,15 +126,16 @@ def describe_unfinished(path: Path) -> dict[str, Any]:
     """Returns how far a run is, what it has reached, and how it goes on, as JSON types; errors as `read_unfinished`."""
     content = read_unfinished(path)
     state, plan = content["state"], content["plan"]
+    log = state["selection"]["log"]
     return {
         "kind": "unfinished run",
         "step": state["step"],
         "steps": state["steps"],
         "training_is_over": state["over"],
-        "epoch": state["log"][-1]["epoch"] if state["over"] else state["epoch"],
+        "epoch": log[-1]["epoch"] if state["over"] else state["epoch"],
         "seconds": state["elapsed"],
         "parameters": state["parameters"],
-        "log": state["log"],
+        "log": log,
         "warnings": state["warnings"],
         "settings": content["settings"],
         "source_sha256": plan["source_sha256"],

@@ -862,12 +862,18 @@ def test_a_training_that_ruins_the_network_warns_at_once_and_keeps_the_truncatio
     assert risen[0] == 5  # the first mean of five steps
     assert "the loss has risen from" in risen[1]
     assert "by step 5 of 20: training diverges" in risen[1]
+    assert "after epoch 1 " in guessing[1]
     assert "as guessing among 4 classes" in guessing[1]
     assert f"before training {100 * result.log[0].held_out_accuracy:.2f} %" in guessing[1]
     assert "the truncation itself is written" in lost[1]
     assert result.chosen_epoch == 0
     assert held_out_accuracy(model, images, options(**RUINOUS)) == result.log[0].held_out_accuracy
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in start.state_dict().items())
+    layers = factored_layers(model)
+    assert {name: layer.ranks for name, layer in layers.items()} == result.log[0].ranks
+    assert all(
+        relative_difference(layers[name].weight, one.weight) < 1e-5 for name, one in factored_layers(start).items()
+    )
+    assert torch.equal(model[6].weight, start[6].weight)
 
 
 def test_a_ruinous_training_that_is_resumed_warns_of_the_same():
@@ -875,14 +881,27 @@ def test_a_ruinous_training_that_is_resumed_warns_of_the_same():
     start = truncated_mlp(images)
     settings = options(**RUINOUS, save_seconds=0.0)
     save = {"save": lambda state: states.append(written(state))}
-    expected = fine_tune_(copy.deepcopy(start), images, settings, **save)
+    whole = copy.deepcopy(start)
+    expected = fine_tune_(whole, images, settings, **save)
     assert len(expected.warnings) == 3
     for state in states[3::5]:
         said, model = [], copy.deepcopy(start)
         result = fine_tune_(model, images, settings, resume=state, on_warning=said.append)
         assert result == expected
         assert tuple(said) == expected.warnings[len(state["warnings"]) :]
-        assert torch.equal(model.state_dict()["1.S"], start.state_dict()["1.S"])
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_the_truncation_that_is_kept_is_the_one_that_was_measured():
+    # The training may begin with a cut: here to a largest rank.
+    images = pattern_images(noise=0.3)
+    model, settings = truncated_mlp(images), options(**RUINOUS | {"max_rank": 3})
+    assert all(layer.ranks > (3,) for layer in factored_layers(model).values())
+    result = fine_tune_(model, images, settings)
+    assert result.chosen_epoch == 0
+    assert set(result.log[0].ranks.values()) == {(3,)}
+    assert {name: layer.ranks for name, layer in factored_layers(model).items()} == result.log[0].ranks
+    assert held_out_accuracy(model, images, settings) == result.log[0].held_out_accuracy
 
 
 def test_a_training_that_helps_warns_of_nothing():

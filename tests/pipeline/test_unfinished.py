@@ -30,7 +30,7 @@ STATE = {
     "parameters": 90,
     "warnings": ["the loss has risen"],
     "model": {"a": torch.arange(4.0)},
-    "log": [RECORD],
+    "selection": {"log": [RECORD]},
 }
 PLAN = {"source_sha256": "abc"}
 

@@ -1,9 +1,10 @@
 """The stages as calls: `compress` from checkpoint to report, `evaluate` from artifact to report."""
 
 from lrcompress.pipeline.baseline import find_baseline
-from lrcompress.pipeline.compression import CompressOptions, compress
+from lrcompress.pipeline.compression import compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.observer import Observer
+from lrcompress.pipeline.options import CompressOptions
 from lrcompress.pipeline.planning import LayerOptions, plan_loaded
 from lrcompress.pipeline.processes import joined_processes
 from lrcompress.pipeline.search import MaxDrop

@@ -3,7 +3,8 @@
 import fnmatch
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,22 @@ from lrcompress.artifact import (
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
-from lrcompress.dlrt import FineTuning, TrainingOptions, agree, world
+from lrcompress.dlrt import agree, world
 from lrcompress.errors import DataError, OptionError, OutputError, SearchError
 from lrcompress.factorize import describe_layers, factorize
 from lrcompress.measure import count_macs, measure_latency
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.fine_tuning import FineTuned, begin_training, fine_tune_loaded, starting_policy
 from lrcompress.pipeline.images import open_for
-from lrcompress.pipeline.manifest import describe_result
+from lrcompress.pipeline.manifest import describe_recipe, describe_result
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, draw_calibration, plan_loaded
+from lrcompress.pipeline.options import CompressOptions
+from lrcompress.pipeline.planning import calibrate_loaded, draw_calibration, plan_loaded
 from lrcompress.pipeline.plausibility import check_plausible
 from lrcompress.pipeline.processes import check_processes
 from lrcompress.pipeline.run_settings import found_settings, option_settings
-from lrcompress.pipeline.search import MaxDrop
 from lrcompress.pipeline.unfinished import (
     GO_ON,
     MEASURE,
@@ -44,7 +45,6 @@ from lrcompress.plan import (
     Calibration,
     CompressionPlan,
     Decomposer,
-    RankPolicy,
     TrainingStart,
     check_plan,
     check_source,
@@ -54,62 +54,6 @@ from lrcompress.report import build_report, render_documents, report_paths, with
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
 START_TOL = 0.1  # where a largest drop cannot be kept without training
-
-
-@dataclass(frozen=True)
-class CompressOptions:
-    """What `compress` is to do.
-
-    Attributes:
-        policy: chooses the ranks of a compression without fine-tuning; `MaxDrop` needs `data`.
-        plan: a plan to execute instead, without fine-tuning.
-        load: how to read the checkpoint; a plan brings its preprocessing, and what is given must agree with it.
-        data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
-        training: settings of the fine-tuning, whose policy chooses the ranks; None does not fine-tune.
-        samples: largest number of test images for the report; None takes all.
-        seed: of the choice of these images.
-        layers: which layers are factorised, and how; without effect on a plan, which says so itself.
-        calibration: the images whose activations are the metric of the truncation; None truncates the weights alone.
-            A plan brings its own.
-        timing: whether both models are timed, which needs both in memory at once.
-        device: where to compute.
-        overwrite: whether existing outputs may be replaced.
-        resume: whether a fine-tuning that did not end goes on.
-        command: what the user typed, for the report.
-    """
-
-    policy: RankPolicy | MaxDrop | None = None
-    plan: CompressionPlan | None = None
-    load: LoadOptions = field(default_factory=LoadOptions)
-    data: str | None = None
-    training: TrainingOptions | None = None
-    samples: int | None = None
-    seed: int = 0
-    layers: LayerOptions = field(default_factory=LayerOptions)
-    calibration: Calibration | None = None
-    timing: bool = True
-    device: str = "cpu"
-    overwrite: bool = False
-    resume: bool = False
-    command: str = "lrcompress.compress(…)"
-
-    def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.policy, self.plan, self.training)) != 1:
-            raise OptionError(
-                "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
-                hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=TrainingOptions(…)",
-            )
-        if self.plan is not None and (self.calibration is not None or self.layers != LayerOptions()):
-            raise OptionError(
-                "a plan brings its own calibration, schemes, ranks and dense layers",
-                hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
-            )
-        if isinstance(self.policy, MaxDrop):
-            self.policy.check_data(self.data)
-        if self.training is not None and self.data is None:
-            raise OptionError("fine-tuning needs images", hint="--data DIR")
-        if self.resume and self.training is None:
-            raise OptionError("there is nothing to resume without fine-tuning", hint="--data DIR, and not --epochs 0")
 
 
 def compress(
@@ -163,7 +107,10 @@ def compress(
         model = factorize(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
     if not is_first:
         return {}
-    with telling_how_to_go_on(unfinished_path(path), MEASURE if tuned is not None and tuned.kept else GO_ON):
+    telling = nullcontext()
+    if tuned is not None:
+        telling = telling_how_to_go_on(unfinished_path(path), MEASURE if tuned.kept else GO_ON)
+    with telling:
         report = _measure_and_write(loaded, model, plan, tuned, test, path, options, observer)
     unfinished_path(path).unlink(missing_ok=True)
     return report
@@ -182,7 +129,8 @@ def _measure_and_write(
     _check_runs(model, loaded)
     round_weights_(model, loaded.dtype)
     layers = describe_layers(loaded.model, model, plan, start_kappas=tuned.start_kappas if tuned else {})
-    manifest = describe_result(loaded, model, layers, _recipe(plan, options, tuned.tuning if tuned else None), test)
+    recipe = describe_recipe(plan, options, tuned.tuning if tuned else None)
+    manifest = describe_result(loaded, model, layers, recipe, test)
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     compressed = PixelModel(model, loaded.preprocessing).to(options.device)
@@ -367,29 +315,3 @@ def _fine_tune(
         device=options.device,
         observer=observer,
     )
-
-
-def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
-    """Returns how the model was made, for the manifest."""
-    policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
-    guaranteed = options.policy.guaranteed_tol() if isinstance(options.policy, RankPolicy) else None
-    # A calibrated truncation promises an error of the outputs for its images, not of the weights.
-    if plan.calibration is not None or options.layers.layer_ranks:
-        guaranteed = None
-    recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
-    if plan.calibration is not None:
-        recipe["calibration"] = asdict(plan.calibration)
-    if tuning is not None and options.training is not None:
-        chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
-        recipe["fine_tuning"] = {
-            **options.training.describe(),
-            "penalty": tuning.penalty,
-            "data": options.data,
-            "chosen_epoch": tuning.chosen_epoch,
-            "held_out_images": tuning.held_out_images,
-            "held_out_accuracy": chosen.held_out_accuracy,
-            "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
-            **({} if tuning.reached is None else {"target_reached": tuning.reached}),
-            **({"warnings": list(tuning.warnings)} if tuning.warnings else {}),
-        }
-    return recipe

@@ -10,8 +10,10 @@ from torch import nn
 from lrcompress.artifact import Cost, Manifest, installed_versions
 from lrcompress.checkpoint import LoadedModel
 from lrcompress.data import ImageSet
+from lrcompress.dlrt import FineTuning
 from lrcompress.measure import count_macs, count_parameters, tensor_bytes
-from lrcompress.plan import LayerRecord
+from lrcompress.pipeline.options import CompressOptions
+from lrcompress.plan import CompressionPlan, LayerRecord, RankPolicy
 
 
 def describe_result(
@@ -39,3 +41,29 @@ def describe_result(
         tensors_sha256="",
         versions=installed_versions(),
     )
+
+
+def describe_recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
+    """Returns how the model was made, for the manifest."""
+    policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
+    guaranteed = options.policy.guaranteed_tol() if isinstance(options.policy, RankPolicy) else None
+    # A calibrated truncation promises an error of the outputs for its images, not of the weights.
+    if plan.calibration is not None or options.layers.layer_ranks:
+        guaranteed = None
+    recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
+    if plan.calibration is not None:
+        recipe["calibration"] = asdict(plan.calibration)
+    if tuning is not None and options.training is not None:
+        chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
+        recipe["fine_tuning"] = {
+            **options.training.describe(),
+            "penalty": tuning.penalty,
+            "data": options.data,
+            "chosen_epoch": tuning.chosen_epoch,
+            "held_out_images": tuning.held_out_images,
+            "held_out_accuracy": chosen.held_out_accuracy,
+            "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
+            **({} if tuning.reached is None else {"target_reached": tuning.reached}),
+            **({"warnings": list(tuning.warnings)} if tuning.warnings else {}),
+        }
+    return recipe

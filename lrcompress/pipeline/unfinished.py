@@ -172,7 +172,8 @@ def refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:
 def telling_how_to_go_on(path: Path, hint: str) -> Iterator[None]:
     """Lets whoever interrupts the work, and whose disk is full, know that there is a state to go on from."""
     try:
-        yield
+        with _ended_as_by_ctrl_c():
+            yield
     except KeyboardInterrupt:
         if not path.exists():
             raise
@@ -181,6 +182,19 @@ def telling_how_to_go_on(path: Path, hint: str) -> Iterator[None]:
         if not path.exists():
             raise
         raise OutputError(error.message, hint=f"make room; {hint}") from error
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Lets SIGTERM do what Ctrl-C does; outside of the main thread nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -2,6 +2,7 @@ import functools
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,6 +210,15 @@ def test_a_state_is_lost_only_if_that_is_said(unfinished, tmp_path, there, resum
         refuse_to_lose(tmp_path / "small.safetensors", resume=resume, overwrite=overwrite)
 
 
+def test_a_request_to_end_by_another_program_is_told_the_same(unfinished):
+    write(unfinished)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TrainingError) as told, telling_how_to_go_on(unfinished.path, "--resume goes on"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert told.value.hint == "--resume goes on"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.fixture
 def ctrl_c():
     """Ctrl-C as at a terminal: a process in the background ignores it."""
@@ -262,7 +272,11 @@ def test_in_another_thread_nobody_is_ever_asked():
         with stop_on_signal() as is_stopped:
             answers.append(is_stopped())
 
-    thread = threading.Thread(target=ask)
+    def ask_telling():
+        with telling_how_to_go_on(Path("nowhere"), ""):
+            ask()
+
+    thread = threading.Thread(target=ask_telling)
     thread.start()
     thread.join()
     assert answers == [False]

@@ -50,6 +50,8 @@ def pack_artifact(model: nn.Module, manifest: Manifest) -> PackedArtifact:
     """
     tensors, shared = stored_tensors(model, manifest.dtype)
     infinite = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if infinite and manifest.dtype == "float32":
+        raise ArtifactError(f"`{infinite[0]}` is not finite", hint="its numbers have overflowed: check the checkpoint")
     if infinite:
         raise ArtifactError(
             f"`{infinite[0]}` does not fit into {manifest.dtype}, the type of the checkpoint's weights",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrcompress.cli.console import explain_errors, follow_progress, print_json, stderr, typed_command
+from lrcompress.cli.console import explain_errors, explained_errors, follow_progress, print_json, stderr, typed_command
 from lrcompress.cli.options import (
     DataOption,
     DeviceOption,
@@ -120,7 +120,8 @@ def compress(
         resume=resume,
         command=typed_command(),
     )
-    with joined_processes(device) as own_device, follow_progress() as observer:
+    # Of joined processes one has the error, whichever it is.
+    with explained_errors(), joined_processes(device) as own_device, follow_progress() as observer:
         report = run(checkpoint, output, replace(options, device=own_device), observer=observer)
     if not report:
         return  # one of several processes, and not the one that writes

@@ -44,23 +44,35 @@ def explain_errors(verb: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(verb)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            with warnings.catch_warnings():
-                # Libraries warn about their own business; what a user should know is said by this program.
-                if not sys.warnoptions:
-                    warnings.simplefilter("ignore")
-                return verb(*args, **kwargs)
-        except LRCompressError as error:
-            fail(error.message, error.hint)
-        except KeyboardInterrupt:
-            fail("interrupted; no file is half-written", "start the same command again")
-        except (MemoryError, RuntimeError) as error:
-            # torch tells of the lack of memory in a RuntimeError, whose text alone is different.
-            if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
-                raise
-            fail("not enough memory", "lower --batch-size, or use a machine with more")
+        # Of several processes that torchrun has started on a machine, which make the same mistake, the first one tells.
+        with explained_errors(silently=os.environ.get("LOCAL_RANK", "0") != "0"), warnings.catch_warnings():
+            # Libraries warn about their own business; what a user should know is said by this program.
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            return verb(*args, **kwargs)
 
     return wrapped
+
+
+@contextmanager
+def explained_errors(*, silently: bool = False) -> Iterator[None]:
+    """Turns errors that a user can mend into an error and a hint, exit code 1; silently, into the exit code alone."""
+    try:
+        yield
+    except LRCompressError as error:
+        message, hint = error.message, error.hint
+    except KeyboardInterrupt:
+        message, hint = "interrupted; no file is half-written", "start the same command again"
+    except (MemoryError, RuntimeError) as error:
+        # torch tells of the lack of memory in a RuntimeError, whose text alone is different.
+        if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
+            raise
+        message, hint = "not enough memory", "lower --batch-size, or use a machine with more"
+    else:
+        return
+    if silently:
+        raise typer.Exit(1)
+    fail(message, hint)
 
 
 def fail(message: str, hint: str, code: int = 1) -> NoReturn:

@@ -17,21 +17,33 @@ if TYPE_CHECKING:
 @explain_errors
 @with_options(options=load_options)
 def inspect(
-    file: Annotated[str, typer.Argument(help="A compressed file, a checkpoint, a Hugging Face folder or a hub name.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A compressed file, a checkpoint, a Hugging Face folder, a hub name, or the state of an unfinished "
+            "run."
+        ),
+    ],
     options: "LoadOptions",
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a file.
 
-    Of a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense.
+    Of a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense. Of a fine-tuning that
+    has not ended: how far it is, what it has reached, and how it goes on.
 
     \b
     Examples:
       lrcompress inspect out.safetensors
       lrcompress inspect resnet50.pt --json
+      lrcompress inspect out.unfinished.pt
     """
     from lrcompress.artifact import is_artifact
+    from lrcompress.pipeline import describe_unfinished, is_unfinished
 
+    if is_unfinished(Path(file)):
+        _tell_unfinished(describe_unfinished(Path(file)), as_json=as_json)
+        return
     values = _describe_artifact(Path(file)) if is_artifact(Path(file)) else _describe_checkpoint(file, options)
     if as_json:
         print_json(values)
@@ -49,6 +61,35 @@ def inspect(
         ("layer", "kind", "weight", "scheme", "ranks", "error", "kappa", "why dense"),
         [_row(layer) for layer in values["layers"]],
     )
+
+
+def _tell_unfinished(values: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+        return
+    over = " (the training is over, the result is not written)" if values["training_is_over"] else ""
+    typer.echo(f"kind: {values['kind']}")
+    typer.echo(f"step: {values['step']} of {values['steps']}{over}")
+    typer.echo(f"epoch: {values['epoch']}")
+    typer.echo(f"parameters: {values['parameters']}")
+    typer.echo(f"command: {values['command']}")
+    typer.echo(f"resume: {values['resume']}")
+    for warning in values["warnings"]:
+        typer.echo(f"warning: {warning}")
+    typer.echo("")
+    print_lines(("epoch", "loss", "held-out", "robust", "parameters", "frozen"), [_epoch(one) for one in values["log"]])
+
+
+def _epoch(record: dict[str, Any]) -> list[str]:
+    loss, robust = record["loss"], record["held_out_robust_accuracy"]
+    return [
+        str(record["epoch"]),
+        "-" if loss is None else f"{loss:.4f}",
+        f"{100 * record['held_out_accuracy']:.2f} %",
+        "-" if robust is None else f"{100 * robust:.2f} %",
+        str(record["parameters"]),
+        "yes" if record["frozen"] else "no",
+    ]
 
 
 def _describe_artifact(path: Path) -> dict[str, Any]:

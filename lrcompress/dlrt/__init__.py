@@ -1,7 +1,9 @@
 """Stage 4: rank-adaptive fine-tuning by Dynamical Low-Rank Training (DLRT)."""
 
 from lrcompress.dlrt.adversary import Adversary
+from lrcompress.dlrt.diagnosis import is_guessing
 from lrcompress.dlrt.distributed import agree, world
+from lrcompress.dlrt.held_out import divide_images, doubt_amounts
 from lrcompress.dlrt.log import CoreRecord, EpochRecord, FineTuning, TrainingProgress
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.options import DlrtOptions
@@ -25,7 +27,10 @@ __all__ = [
     "agree",
     "augment",
     "cut",
+    "divide_images",
+    "doubt_amounts",
     "fine_tune_",
+    "is_guessing",
     "rotate",
     "world",
 ]

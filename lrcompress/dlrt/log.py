@@ -88,10 +88,11 @@ class FineTuning:
 
     Attributes:
         log: one record per epoch, the state before fine-tuning first.
-        chosen_epoch: the epoch whose state the model now has.
+        chosen_epoch: the epoch whose state the model now has; 0 if the start was better than all that training made.
         held_out_images: number of images the choice was made on.
         penalty: "scale-free" or "paper", as resolved.
         reached: whether the accuracy that was asked for was kept on the held-out images; None if none was.
+        warnings: what makes the run doubtful, in sentences.
     """
 
     log: tuple[EpochRecord, ...]
@@ -99,6 +100,7 @@ class FineTuning:
     held_out_images: int
     penalty: str
     reached: bool | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def describe_cores(dlrt: Dlrt) -> dict[str, CoreRecord]:

@@ -1,6 +1,5 @@
 """The fine-tuning loop: DLRT cycles, then a last phase with frozen bases; the best state on held-out images stays."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,29 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.data import (
-    ImageSet,
-    count_training_batches,
-    iterate_training_batches,
-    random_subset,
-    shard_images,
-    split_held_out,
-)
-from lrcompress.dlrt.diagnosis import find_not_finite
-from lrcompress.dlrt.distributed import total, world
+from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches
+from lrcompress.dlrt.diagnosis import LossWatch, find_not_finite, find_not_finite_value
+from lrcompress.dlrt.distributed import agree, total, world
+from lrcompress.dlrt.held_out import HeldOut, divide_images
 from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
 from lrcompress.dlrt.losses import Objective, check_labels
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.ranks import Circumstances
 from lrcompress.dlrt.schedule import Schedule
+from lrcompress.dlrt.selection import Selection
 from lrcompress.dlrt.settings import TrainingOptions
 from lrcompress.dlrt.sync_norm import synchronised_batch_norms
 from lrcompress.dlrt.target import DropTarget
-from lrcompress.errors import DataError, EvaluationError, OptionError, TrainingError
-from lrcompress.measure import eval_mode, measure_accuracy
+from lrcompress.errors import EvaluationError, OptionError, TrainingError
+from lrcompress.measure import eval_mode
 from lrcompress.nn import count_shipped_parameters
 
-ROBUST_IMAGES = 1000  # held-out images that are attacked after each epoch of adversarial training
 State = dict[str, Any]
 
 
@@ -44,6 +37,7 @@ def fine_tune_(
     dense: nn.Module | None = None,
     circumstances: Circumstances | None = None,
     on_progress: Callable[[TrainingProgress], None] = lambda progress: None,
+    on_warning: Callable[[str], None] = lambda message: None,
     save: Callable[[State], bool | None] = lambda state: None,
     resume: State | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
@@ -58,20 +52,20 @@ def fine_tune_(
             drop is measured against.
         circumstances: what ranks are chosen by beside the spectra.
         on_progress: called after each step.
-        save: is given the state of the run from time to time, and when it is stopped; it returns False if that could
-            not be kept. The state holds the tensors of the running training, which go on changing: copy or write them.
-            A run that is resumed from it ends with the same bytes as one that was never interrupted.
-        resume: a state that was saved.
+        on_warning: is told, in a sentence, what makes the run doubtful as soon as it is known: a loss that rises, an
+            accuracy that is that of guessing, a result that is worse than the start.
+        save: is given the state of the run from time to time, when it is stopped, and when it is over; it returns False
+            if that could not be kept. The state holds the tensors of the running training, which go on changing: copy
+            or write them. A run that is resumed from it ends with the same bytes as one that was never interrupted.
+        resume: a state that was saved. Of the model then only the form counts, not its values.
         is_stopped: asked after each step.
 
     Raises:
         OptionError: if there is nobody to distil from or to compare with.
-        TrainingError: if the loss or a gradient is not finite, or the run was stopped.
+        TrainingError: if the loss, a gradient, a weight or a statistic is not finite, or the run was stopped.
         DataError: if there are too few images for one batch, or labels that the model does not have.
     """
-    rest, held_out = split_held_out(images, fraction=options.held_out, seed=options.seed)
-    if count_training_batches(len(rest), batch_size=options.batch_size, processes=world()[1]) == 0:
-        raise DataError(f"{len(images)} training images are too few", hint="fine-tuning needs thousands of images")
+    rest, held_out = divide_images(images, options)
     if dense is None and (options.distill > 0 or options.max_drop is not None):
         what, name = ("distillation", "distill=0") if options.distill > 0 else ("a largest drop", "max_drop=None")
         raise OptionError(f"{what} needs the uncompressed model", hint=f"pass dense=, or {name}")
@@ -82,7 +76,9 @@ def fine_tune_(
         synchronised_batch_norms(model),
     ):
         reference = None if resume is None else resume["reference"]
-        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, reference)
+        if resume is not None:
+            model.load_state_dict(resume["selection"]["start"])
+        run = _Run(model, rest, held_out, options, dense, circumstances, on_progress, on_warning, reference)
         return run.run(save, resume, is_stopped)
 
 
@@ -98,13 +94,13 @@ class _Run:
         dense: nn.Module | None,
         circumstances: Circumstances | None,
         on_progress: Callable[[TrainingProgress], None],
+        on_warning: Callable[[str], None],
         reference: float | None,
     ) -> None:
-        self.images, self.options, self.on_progress = images, options, on_progress
-        self.held_out_images = len(held_out)
-        self.held_out = shard_images(held_out, *world())
-        self.attacked = shard_images(random_subset(held_out, ROBUST_IMAGES, seed=options.seed), *world())
+        self.images, self.options, self.on_progress, self.on_warning = images, options, on_progress, on_warning
         self.device = next(model.parameters()).device
+        adversary = options.adversary()
+        self.held_out = HeldOut(held_out, adversary, self.device, seed=options.seed)
         self.model = model.to(memory_format=torch.channels_last)
         if dense is not None:
             dense.to(memory_format=torch.channels_last)
@@ -120,7 +116,6 @@ class _Run:
         self.annealing = options.annealing(self.schedule.frozen_from)
         policy = options.dlrt.policy if self.annealing is None else self.annealing.policy(0)
         self.dlrt = Dlrt(model, replace(options.dlrt, policy=policy), circumstances=circumstances)
-        adversary = options.adversary()
         self.objective = Objective(
             model,
             teacher=dense,
@@ -131,24 +126,28 @@ class _Run:
             trades=options.trades,
             bfloat16=options.precision == "bfloat16",
         )
-        self.adversary = adversary
         self.target = None
         self.parameters = count_shipped_parameters(model)
         if options.max_drop is not None and dense is not None:
             kept = self.parameters / self.dlrt.ranks.whole.parameters
             self.target = DropTarget(
-                reference if reference is not None else self._accuracy(dense),
+                reference if reference is not None else self.held_out.accuracy(dense),
                 options.max_drop,
                 self.dlrt.ranks.smallest_fraction(),
                 fraction=min(kept, 0.999),
             )
             self.dlrt.ranks.policy = self.target.policy()
         self.classes = self._count_classes(held_out)
-        self.step, self.epoch, self.batch = 0, 1, 0
+        self.loss_watch, self.warnings = LossWatch(self.classes), list[str]()
+        self.selection = Selection(
+            model.state_dict(),
+            options,
+            self.held_out,
+            classes=self.classes,
+            whole_parameters=self.dlrt.ranks.whole.parameters,
+        )
+        self.step, self.epoch, self.batch, self.over = 0, 1, 0, False
         self.losses: list[float] = []
-        self.log: list[EpochRecord] = []
-        self.best: dict[str, Any] = {}
-        self.best_epoch, self.best_score, self.waited = 0, -1.0, 0
 
     def run(
         self, save: Callable[[State], bool | None], resume: State | None, is_stopped: Callable[[], bool]
@@ -159,49 +158,57 @@ class _Run:
             self._restore_(resume)
         self.schedule.start_(0.0 if resume is None else resume["elapsed"])
         saved = time.monotonic()
-        over = self.step >= self.steps or self._is_out_of_patience()
+        self.over = self.over or self.step >= self.steps or self._is_out_of_patience()
         # A run that was stopped in its very last step still has an epoch to end.
-        while not over or self.batch > 0:
-            for pixels, labels in [] if over else self._batches():
+        while not self.over or self.batch > 0:
+            for pixels, labels in [] if self.over else self._batches():
                 self.losses.append(self._train_step_(pixels, labels))
                 self.step, self.batch = self.step + 1, self.batch + 1
                 self._report(self.losses[-1])
+                self._warn_(self.loss_watch.add(self.losses[-1], step=self.step, steps=self.steps))
                 stopped = bool(total(float(is_stopped()), self.device))
                 kept = True
                 if stopped or time.monotonic() - saved >= self.options.save_seconds:
+                    self._check_values()  # before the last good state is replaced
                     kept, saved = save(self.state()) is not False, time.monotonic()
                 if stopped:
+                    kept = agree(kept)  # by process 0, the only one that saves
                     hint = (
                         "--resume goes on from here" if kept else "--resume goes on from the last state that was saved"
                     )
                     raise TrainingError(f"stopped in step {self.step} of {self.steps}", hint=hint)
-                if over := self.schedule.position(self.step) >= self.steps:
+                self.over = self.schedule.position(self.step) >= self.steps
+                if self.over:
                     break
-            self._end_epoch_(over)
+            self._end_epoch_()
             # Not by the clock: an epoch that it ends has frozen ranks, and is one that can be chosen.
-            over = over or self._is_out_of_patience()
-        self.model.load_state_dict(self.best)
+            self.over = self.over or self._is_out_of_patience()
+        save(self.state())  # what comes after the training must not be able to lose it
+        best, warning = self.selection.choose_()
+        self._warn_(warning)
+        self.model.load_state_dict(best)
         self.model.eval()
         penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
-        chosen = next(record for record in self.log if record.epoch == self.best_epoch)
+        chosen = self.selection.chosen()
         reached = self.target.reached(chosen.held_out_accuracy) if self.target is not None else None
-        return FineTuning(tuple(self.log), self.best_epoch, self.held_out_images, penalty, reached)
+        log, warnings = tuple(self.selection.log), tuple(self.warnings)
+        return FineTuning(log, chosen.epoch, self.held_out.count, penalty, reached, warnings)
 
     def state(self) -> State:
         """Returns all that a later run needs to go on from here, as tensors and JSON types."""
         return {
             "model": self.model.state_dict(),
             "dlrt": self.dlrt.state_dict(),
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_score": self.best_score,
-            "waited": self.waited,
+            "selection": self.selection.state_dict(),
             "step": self.step,
+            "steps": self.steps,
             "epoch": self.epoch,
             "batch": self.batch,
+            "over": self.over,
             "losses": list(self.losses),
+            "loss_watch": self.loss_watch.state_dict(),
+            "warnings": list(self.warnings),
             "parameters": self.parameters,
-            "log": [record.to_json() for record in self.log],
             "fraction": None if self.target is None else self.target.fraction,
             "reference": None if self.target is None else self.target.reference,
             "elapsed": self.schedule.seconds(),
@@ -210,10 +217,10 @@ class _Run:
     def _restore_(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.dlrt.load_state_dict(state["dlrt"])
-        self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
-        self.waited, self.step, self.epoch, self.batch = (state[key] for key in ("waited", "step", "epoch", "batch"))
-        self.losses = list(state["losses"])
-        self.log = [EpochRecord.from_json(record) for record in state["log"]]
+        self.selection.load_state_dict(state["selection"])
+        self.step, self.epoch, self.batch, self.over = (state[key] for key in ("step", "epoch", "batch", "over"))
+        self.losses, self.warnings = list(state["losses"]), list(state["warnings"])
+        self.loss_watch.load_state_dict(state["loss_watch"])
         if self.target is not None:
             self.target.fraction = state["fraction"]
             self.dlrt.ranks.policy = self.target.policy()
@@ -281,16 +288,29 @@ class _Run:
         where = "" if pixels is None else find_not_finite(self.model, pixels)
         return TrainingError(f"{what}{where} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
 
+    def _check_values(self) -> None:
+        """Raises an error that names what has overflowed though the loss is finite, as a running variance can."""
+        if name := find_not_finite_value(self.model):
+            raise TrainingError(
+                f"training has diverged: `{name}` is not finite after step {self.step} of {self.steps}",
+                hint="lower --lr or --beta",
+            )
+
+    def _warn_(self, message: str) -> None:
+        if message:
+            self.warnings.append(message)
+            self.on_warning(message)
+
     def _freeze_(self) -> None:
         if self.annealing is not None:  # patience, or a short run, may end it before its time
             self.dlrt.ranks.policy = self.annealing.budget
             self.dlrt.truncate_()
         self.dlrt.freeze_()
-        self.parameters, self.waited = count_shipped_parameters(self.model), 0
+        self.parameters, self.selection.waited = count_shipped_parameters(self.model), 0
 
-    def _end_epoch_(self, over: bool) -> None:
+    def _end_epoch_(self) -> None:
         loss, epoch = sum(self.losses) / len(self.losses), self.epoch
-        if over and not self.dlrt.frozen:
+        if self.over and not self.dlrt.frozen:
             self._freeze_()
         # Not directly after augmentation, which has changed no answer and would be lost.
         if not self.dlrt.frozen and self.dlrt.position > 1:
@@ -301,44 +321,26 @@ class _Run:
         self._report(loss, epoch=epoch, epoch_ended=True)
 
     def _evaluate_(self, *, epoch: int, loss: float | None) -> None:
+        self._check_values()
         try:
-            accuracy = self._accuracy(self.model)
-            robust = None if self.adversary is None else self._robust_accuracy()
+            accuracy = self.held_out.accuracy(self.model)
+            robust = self.held_out.robust_accuracy(self.model)
         except EvaluationError as error:  # the last step of an epoch may have made the weights infinite
             raise self._diverged("the network's answers are not finite") from error
         frozen = self.dlrt.frozen and self.step > 0
         cores = describe_cores(self.dlrt)
         record = EpochRecord(epoch, loss, accuracy, robust, self.dlrt.current_ranks(), self.parameters, frozen, cores)
-        # Of the same phase only: larger ranks, and the start, are no measure of what may still come.
-        before = [other.score() for other in self.log if other.epoch > 0 and other.frozen == frozen]
-        self.waited = 0 if epoch == 0 or record.score() > max(before, default=-1.0) else self.waited + 1
-        self.log.append(record)
-        # Not >: of equals the later state is taken, it has seen more.
-        if frozen and record.score() >= self.best_score:
-            self.best = copy.deepcopy(self.model.state_dict())
-            self.best_epoch, self.best_score = epoch, record.score()
+        self._warn_(self.selection.add_(record, self.model))
         if not self.dlrt.frozen and epoch > 0:
             if self.target is not None:
                 kept = self.parameters / self.dlrt.ranks.whole.parameters
                 self.dlrt.ranks.policy = self.target.after(accuracy, kept)
-            elif self.options.patience is not None and self.waited >= self.options.patience:
+            elif self.options.patience is not None and self.selection.waited >= self.options.patience:
                 self._freeze_()
-
-    def _accuracy(self, model: nn.Module) -> float:
-        right = measure_accuracy(model, self.held_out) * len(self.held_out) if len(self.held_out) else 0.0
-        return round(total(right, self.device)) / self.held_out_images
-
-    def _robust_accuracy(self) -> float:
-        """Returns the share of right answers on perturbed held-out images: the training's own adversary, no more."""
-        assert self.adversary is not None  # asked by whoever calls
-        count, right = len(self.attacked), 0.0
-        if count:
-            right = count * self.adversary.accuracy(self.model, self.attacked, seed=self.options.seed)
-        return round(total(right, self.device)) / round(total(count, self.device))
 
     def _is_out_of_patience(self) -> bool:
         patience = self.options.patience
-        return patience is not None and self.dlrt.frozen and self.waited >= patience and self.batch == 0
+        return patience is not None and self.dlrt.frozen and self.selection.waited >= patience and self.batch == 0
 
     def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
         ranks = [rank for layer in self.dlrt.current_ranks().values() for rank in layer]
@@ -349,7 +351,7 @@ class _Run:
                 epoch=epoch or self.epoch,
                 epochs=math.ceil(self.steps / self.steps_per_epoch),
                 loss=loss,
-                held_out_accuracy=self.log[-1].held_out_accuracy,
+                held_out_accuracy=self.selection.log[-1].held_out_accuracy,
                 mean_rank=sum(ranks) / max(1, len(ranks)),
                 parameters=self.parameters,
                 epoch_ended=epoch_ended,

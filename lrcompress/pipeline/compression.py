@@ -3,42 +3,48 @@
 import fnmatch
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lrcompress.artifact import (
-    Cost,
-    Manifest,
     check_outputs,
-    installed_versions,
     pack_artifact,
     round_weights_,
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_weights, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, file_sha256, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
-from lrcompress.dlrt import FineTuning, TrainingOptions, agree, world
+from lrcompress.dlrt import agree, world
 from lrcompress.errors import DataError, OptionError, OutputError, SearchError
 from lrcompress.factorize import describe_layers, factorize
-from lrcompress.measure import count_macs, count_parameters, measure_latency, tensor_bytes
+from lrcompress.measure import count_macs, measure_latency
 from lrcompress.models import PixelModel, is_hub_name
-from lrcompress.pipeline.fine_tuning import FineTuned, fine_tune_loaded, starting_policy
+from lrcompress.pipeline.fine_tuning import FineTuned, begin_training, fine_tune_loaded, starting_policy
 from lrcompress.pipeline.images import open_for
+from lrcompress.pipeline.manifest import describe_recipe, describe_result
 from lrcompress.pipeline.observer import Observer
-from lrcompress.pipeline.planning import LayerOptions, calibrate_loaded, draw_calibration, plan_loaded
-from lrcompress.pipeline.search import MaxDrop
-from lrcompress.pipeline.unfinished import refuse_to_lose, unfinished_path
+from lrcompress.pipeline.options import CompressOptions
+from lrcompress.pipeline.planning import calibrate_loaded, draw_calibration, plan_loaded
+from lrcompress.pipeline.plausibility import check_plausible
+from lrcompress.pipeline.processes import check_processes
+from lrcompress.pipeline.run_settings import found_settings, option_settings
+from lrcompress.pipeline.unfinished import (
+    GO_ON,
+    MEASURE,
+    UnfinishedRun,
+    refuse_to_lose,
+    telling_how_to_go_on,
+    unfinished_path,
+)
 from lrcompress.plan import (
     Calibration,
     CompressionPlan,
     Decomposer,
-    LayerRecord,
-    RankPolicy,
     TrainingStart,
     check_plan,
     check_source,
@@ -48,62 +54,6 @@ from lrcompress.report import build_report, render_documents, report_paths, with
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
 START_TOL = 0.1  # where a largest drop cannot be kept without training
-
-
-@dataclass(frozen=True)
-class CompressOptions:
-    """What `compress` is to do.
-
-    Attributes:
-        policy: chooses the ranks of a compression without fine-tuning; `MaxDrop` needs `data`.
-        plan: a plan to execute instead, without fine-tuning.
-        load: how to read the checkpoint; a plan brings its preprocessing, and what is given must agree with it.
-        data: source of images for fine-tuning and for the clean accuracy in the report; None compresses without data.
-        training: settings of the fine-tuning, whose policy chooses the ranks; None does not fine-tune.
-        samples: largest number of test images for the report; None takes all.
-        seed: of the choice of these images.
-        layers: which layers are factorised, and how; without effect on a plan, which says so itself.
-        calibration: the images whose activations are the metric of the truncation; None truncates the weights alone.
-            A plan brings its own.
-        timing: whether both models are timed, which needs both in memory at once.
-        device: where to compute.
-        overwrite: whether existing outputs may be replaced.
-        resume: whether a fine-tuning that did not end goes on.
-        command: what the user typed, for the report.
-    """
-
-    policy: RankPolicy | MaxDrop | None = None
-    plan: CompressionPlan | None = None
-    load: LoadOptions = field(default_factory=LoadOptions)
-    data: str | None = None
-    training: TrainingOptions | None = None
-    samples: int | None = None
-    seed: int = 0
-    layers: LayerOptions = field(default_factory=LayerOptions)
-    calibration: Calibration | None = None
-    timing: bool = True
-    device: str = "cpu"
-    overwrite: bool = False
-    resume: bool = False
-    command: str = "lrcompress.compress(…)"
-
-    def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.policy, self.plan, self.training)) != 1:
-            raise OptionError(
-                "a compression takes one of a rank policy, a plan, and a fine-tuning, which has its own tolerance",
-                hint="policy=Tolerance(0.1), plan=CompressionPlan.from_json(…), or training=TrainingOptions(…)",
-            )
-        if self.plan is not None and (self.calibration is not None or self.layers != LayerOptions()):
-            raise OptionError(
-                "a plan brings its own calibration, schemes, ranks and dense layers",
-                hint="give them when the plan is made: lrcompress plan … --calibrate DIR --exclude PATTERN",
-            )
-        if isinstance(self.policy, MaxDrop):
-            self.policy.check_data(self.data)
-        if self.training is not None and self.data is None:
-            raise OptionError("fine-tuning needs images", hint="--data DIR")
-        if self.resume and self.training is None:
-            raise OptionError("there is nothing to resume without fine-tuning", hint="--data DIR, and not --epochs 0")
 
 
 def compress(
@@ -123,30 +73,64 @@ def compress(
         LRCompressError: for anything a user can mend; nothing is then written.
     """
     observer, path = observer or Observer(), Path(output)
-    _check_places(source, path, options)
+    is_first = world()[0] == 0  # the others are there for the training alone, and may not see the files
+    if not is_first and options.training is None:
+        return {}
+    if is_first:
+        _check_places(source, path, options)
+    unfinished = _unfinished(path, options)
+    # Before the work starts: a state that does not fit must not be told of after minutes of it.
+    saved = unfinished.read() if unfinished is not None and options.resume and is_first else None
 
     observer.on_stage(f"reading {source}")
     loaded = _load(source, options)
     observer.on_stage(loaded.describe())
     train, test = _open_data(loaded, options)
-    plan, decomposer = _plan(loaded, options, observer)
-    plan = agree(plan)  # of several processes, which may round differently
+    if unfinished is not None and train is not None:
+        unfinished = unfinished.knowing(found_settings(loaded, train))
+        saved = _check_resumed(unfinished, saved, train, options, observer)
+        if saved is None and is_first and options.training is not None:
+            check_plausible(loaded, train, options.training, device=options.device, observer=observer)
+    plan, decomposer = None, None
+    if saved is not None:
+        plan = CompressionPlan.from_json(saved["plan"])
+    elif is_first:
+        plan, decomposer = _plan(loaded, options, observer)
+    plan = agree(plan)
+    assert plan is not None  # process 0 has made it
     observer.on_stage(f"factorising {len(plan.factorized())} of {len(plan.layers)} layers")
     tuned = None
-    if train is not None and options.training is not None and plan.factorized():
-        tuned = _fine_tune(loaded, plan, decomposer, train, path, options, observer)
+    if train is not None and unfinished is not None and plan.factorized():
+        tuned = _fine_tune(loaded, plan, decomposer, train, unfinished, saved, options, observer)
         model = tuned.model
     else:
         model = factorize(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
-    if world()[0] != 0:
-        return {}  # the rest is the work of process 0
+    if not is_first:
+        return {}
+    telling = nullcontext()
+    if tuned is not None:
+        telling = telling_how_to_go_on(unfinished_path(path), MEASURE if tuned.kept else GO_ON)
+    with telling:
+        report = _measure_and_write(loaded, model, plan, tuned, test, path, options, observer)
+    unfinished_path(path).unlink(missing_ok=True)
+    return report
+
+
+def _measure_and_write(
+    loaded: LoadedModel,
+    model: nn.Module,
+    plan: CompressionPlan,
+    tuned: FineTuned | None,
+    test: ImageSet | None,
+    path: Path,
+    options: CompressOptions,
+    observer: Observer,
+) -> dict[str, Any]:
     _check_runs(model, loaded)
     round_weights_(model, loaded.dtype)
-
-    tuning = None if tuned is None else tuned.tuning
-    kappas = {} if tuned is None else tuned.start_kappas
-    layers = describe_layers(loaded.model, model, plan, start_kappas=kappas)
-    manifest = _describe(loaded, model, layers, _recipe(plan, options, tuning), test)
+    layers = describe_layers(loaded.model, model, plan, start_kappas=tuned.start_kappas if tuned else {})
+    recipe = describe_recipe(plan, options, tuned.tuning if tuned else None)
+    manifest = describe_result(loaded, model, layers, recipe, test)
     packed = pack_artifact(model, manifest)
     baseline = PixelModel(loaded.model, loaded.preprocessing).to(options.device)
     compressed = PixelModel(model, loaded.preprocessing).to(options.device)
@@ -159,7 +143,7 @@ def compress(
         artifact=path,
         artifact_bytes=packed.size,
         artifact_sha256=packed.sha256,
-        training_log=[record.to_json() for record in tuning.log] if tuning else None,
+        training_log=[record.to_json() for record in tuned.tuning.log] if tuned else None,
         latency=latency,
     )
     if test is not None:
@@ -170,15 +154,41 @@ def compress(
         ]
         evaluation = evaluate_models(models, test, AttackSettings())
         report = with_evaluation(report, evaluation, command=options.command)
-    # Only now, when all that takes long is done: an interrupted run leaves nothing behind.
+    # Only now, when all that takes long is done: an interrupted run leaves no output behind.
     observer.on_stage("writing")
     model.to("cpu")
     documents = render_documents(report, path)
     save_artifact(path, packed)
     for document, content in documents.items():
         write_atomically(document, content)
-    unfinished_path(path).unlink(missing_ok=True)
     return report
+
+
+def _unfinished(path: Path, options: CompressOptions) -> UnfinishedRun | None:
+    """Returns where the state of a fine-tuning is kept, with the settings that the options give; None without one."""
+    if options.training is None or options.data is None:
+        return None
+    settings = option_settings(options.training, options.layers, options.calibration, data=options.data)
+    return UnfinishedRun.beside(path, settings, command=options.command)
+
+
+def _check_resumed(
+    unfinished: UnfinishedRun,
+    saved: dict[str, Any] | None,
+    images: ImageSet,
+    options: CompressOptions,
+    observer: Observer,
+) -> dict[str, Any] | None:
+    """Returns the run to go on with, once all its settings are known to be the same; None begins anew."""
+    if saved is not None:
+        unfinished.check(saved)
+    if options.resume:
+        observer.on_stage(f"going on from `{unfinished.path}`" if saved else "nothing to resume: starting anew")
+    # Process 0 has read it; the others may be on machines that do not see the file.
+    saved = agree(saved)
+    if saved is not None and options.training is not None:
+        check_processes(saved["processes"], images, options.training, on_notice=observer.on_stage)
+    return saved
 
 
 def _load(source: str, options: CompressOptions) -> LoadedModel:
@@ -284,77 +294,24 @@ def _open_data(loaded: LoadedModel, options: CompressOptions) -> tuple[ImageSet 
 def _fine_tune(
     loaded: LoadedModel,
     plan: CompressionPlan,
-    decomposer: Decomposer,
+    decomposer: Decomposer | None,
     images: ImageSet,
-    output: Path,
+    unfinished: UnfinishedRun,
+    saved: Mapping[str, Any] | None,
     options: CompressOptions,
     observer: Observer,
 ) -> FineTuned:
-    assert options.training is not None and options.data is not None  # checked when the options were made
+    assert options.training is not None  # checked when the options were made
     planned = plan.factorized()
     given = {name for pattern in options.layers.layer_ranks for name in fnmatch.filter(planned, pattern)}
     return fine_tune_loaded(
         loaded,
         plan,
-        decomposer,
+        begin_training(loaded, plan, decomposer, saved, observer),
         images,
         options.training,
-        data=options.data,
-        output=output,
-        resume=options.resume,
+        unfinished=unfinished,
         given_ranks={name: planned[name].ranks for name in given},
         device=options.device,
         observer=observer,
-    )
-
-
-def _recipe(plan: CompressionPlan, options: CompressOptions, tuning: FineTuning | None) -> dict[str, Any]:
-    """Returns how the model was made, for the manifest."""
-    policy = {"name": "plan", "made_by": dict(plan.policy)} if options.plan is not None else dict(plan.policy)
-    guaranteed = options.policy.guaranteed_tol() if isinstance(options.policy, RankPolicy) else None
-    # A calibrated truncation promises an error of the outputs for its images, not of the weights.
-    if plan.calibration is not None or options.layers.layer_ranks:
-        guaranteed = None
-    recipe: dict[str, Any] = {"plan": policy, "guaranteed_tol": guaranteed}
-    if plan.calibration is not None:
-        recipe["calibration"] = asdict(plan.calibration)
-    if tuning is not None and options.training is not None:
-        chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
-        recipe["fine_tuning"] = {
-            **options.training.describe(),
-            "penalty": tuning.penalty,
-            "data": options.data,
-            "chosen_epoch": tuning.chosen_epoch,
-            "held_out_images": tuning.held_out_images,
-            "held_out_accuracy": chosen.held_out_accuracy,
-            "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
-            **({} if tuning.reached is None else {"target_reached": tuning.reached}),
-        }
-    return recipe
-
-
-def _describe(
-    loaded: LoadedModel,
-    model: nn.Module,
-    layers: tuple[LayerRecord, ...],
-    recipe: Mapping[str, Any],
-    images: ImageSet | None,
-) -> Manifest:
-    """Returns the manifest of the folded model; its digest and shared tensors are filled in when it is packed."""
-    size = loaded.preprocessing.input_size
-    stored_bytes = tensor_bytes(model, getattr(torch, loaded.dtype))
-    return Manifest(
-        architecture=loaded.architecture,
-        preprocessing=loaded.preprocessing,
-        num_classes=loaded.num_classes,
-        class_names=images.class_names if images else (),
-        dtype=loaded.dtype,
-        layers=layers,
-        recipe=recipe,
-        source=asdict(loaded.source) | {"candidates": list(loaded.source.candidates)},
-        baseline=Cost(count_parameters(loaded.model), loaded.source.bytes, count_macs(loaded.model, size)),
-        compressed=Cost(count_parameters(model), stored_bytes, count_macs(model, size)),
-        shared={},
-        tensors_sha256="",
-        versions=installed_versions(),
     )

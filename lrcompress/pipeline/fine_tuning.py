@@ -1,39 +1,26 @@
 """From a plan to a fine-tuned low-rank network."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from lrcompress.checkpoint import LoadedModel
 from lrcompress.data import ImageSet
 from lrcompress.dlrt import Circumstances, FineTuning, TrainingOptions, agree, fine_tune_, world
-from lrcompress.errors import LRCompressError, OutputError, TrainingError
+from lrcompress.errors import OutputError, TrainingError
 from lrcompress.factorize import condition_numbers, factorize_for_training, fold_
 from lrcompress.measure import count_macs
 from lrcompress.models import PixelModel
+from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.search import MaxDrop
-from lrcompress.pipeline.unfinished import UnfinishedRun, stop_on_signal
-from lrcompress.plan import (
-    Budget,
-    CompressionPlan,
-    Decomposer,
-    Energy,
-    RankPolicy,
-    Tolerance,
-    TrainingStart,
-    WideStart,
-    find_layers,
-)
-from lrcompress.schemes import count_positions
-
-# What torch says when another process does not answer any more.
-LOST_PROCESS = re.compile(r"connection (was )?(closed|reset)|broken pipe|timed ?out|gloo|nccl", re.IGNORECASE)
+from lrcompress.pipeline.unfinished import GO_ON, UnfinishedRun, stop_on_signal, telling_how_to_go_on
+from lrcompress.plan import Budget, CompressionPlan, Decomposer, Energy, RankPolicy, Tolerance, TrainingStart, WideStart, find_layers
+from lrcompress.schemes import build_layer, count_positions
 
 
 @dataclass(frozen=True)
@@ -44,11 +31,28 @@ class FineTuned:
         model: in its shipped form.
         tuning: what happened.
         start_kappas: κ of the layers before.
+        kept: whether the state at the end of the training has been saved.
     """
 
     model: nn.Module
     tuning: FineTuning
     start_kappas: Mapping[str, float]
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a fine-tuning begins with, or goes on with; the same on all processes.
+
+    Attributes:
+        model: in the form that is trained.
+        kappas: κ of its layers before any training.
+        state: to go on from, None at the very beginning.
+    """
+
+    model: nn.Module
+    kappas: Mapping[str, float]
+    state: Any
 
 
 def starting_policy(training: TrainingOptions, *, seed: int) -> RankPolicy | MaxDrop:
@@ -70,73 +74,91 @@ def starting_policy(training: TrainingOptions, *, seed: int) -> RankPolicy | Max
     return policy
 
 
+def begin_training(
+    loaded: LoadedModel,
+    plan: CompressionPlan,
+    decomposer: Decomposer | None,
+    saved: Mapping[str, Any] | None,
+    observer: Observer,
+) -> Beginning:
+    """Returns what a fine-tuning begins with: process 0 factorises, the others take over what it has made.
+
+    Args:
+        loaded: the checkpoint's network; not changed.
+        plan: what the training starts from.
+        decomposer: the one the plan was made with; needed by process 0 alone, and not to go on with a run.
+        saved: the run to go on with, the same on all processes; None begins anew.
+        observer: follows the work.
+    """
+    if saved is not None:
+        model = factorize_for_training(loaded.model, plan, decomposer=_FormsOnly())  # the state brings the values
+        return Beginning(model, saved["kappas"], saved["state"])
+    if world()[0] == 0:
+        model = factorize_for_training(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
+        made = condition_numbers(model), model.state_dict()
+    else:
+        model, made = factorize_for_training(loaded.model, plan, decomposer=_FormsOnly()), ({}, {})
+    kappas, weights = agree(made)
+    model.load_state_dict(weights)
+    return Beginning(model, kappas, None)
+
+
+class _FormsOnly(Decomposer):
+    """Gives layers their low-rank form without decomposing them, and no values."""
+
+    @override
+    def low_rank_layer(self, name: str, layer: PlainLayer, scheme: str, ranks: tuple[int, ...]) -> LowRankLayer:
+        return build_layer(layer, scheme, ranks)
+
+
 def fine_tune_loaded(
     loaded: LoadedModel,
     plan: CompressionPlan,
-    decomposer: Decomposer,
+    beginning: Beginning,
     images: ImageSet,
     training: TrainingOptions,
     *,
-    data: str,
-    output: Path,
-    resume: bool,
+    unfinished: UnfinishedRun,
     given_ranks: Mapping[str, tuple[int, ...]],
     device: str,
     observer: Observer,
 ) -> FineTuned:
     """Returns the fine-tuned network of a plan.
 
-    Its state is kept beside the output from time to time, and when the process is asked to end.
+    Its state is kept from time to time, when the process is asked to end, and at the end.
 
     Args:
         loaded: the checkpoint's network; not changed.
         plan: what the training starts from.
-        decomposer: the one the plan was made with.
+        beginning: the network as it is before, and the state to go on from; changed.
         images: to train on.
         training: the settings.
-        data: what `images` were opened from.
-        output: the file that will be written.
-        resume: whether to go on from the state of a run that did not end.
+        unfinished: where the state is kept.
         given_ranks: of layers whose ranks are not to change.
         device: where to compute.
         observer: follows the work.
 
     Raises:
         TrainingError: if training cannot go on, or was asked to end; its state is then kept.
-        OptionError: if the state is that of another run.
     """
-    settings = {
-        "checkpoint": loaded.source.sha256,
-        "plan": [[layer.name, layer.scheme, list(layer.ranks)] for layer in plan.layers],
-        "preprocessing": loaded.preprocessing.to_json(),
-        "calibration": None if plan.calibration is None else asdict(plan.calibration),
-        "given ranks": {name: list(ranks) for name, ranks in sorted(given_ranks.items())},
-        "data": data,
-        "images": len(images),
-        "processes": world()[1],
-        **training.describe(),
-    }
-    unfinished = UnfinishedRun.beside(output, settings)
-    # Process 0 has written it; the others may be on machines that do not see the file.
-    state: Any = agree(unfinished.read() if resume and world()[0] == 0 else None)
-    if resume:
-        observer.on_stage(f"going on from `{unfinished.path}`" if state else "nothing to resume: starting anew")
-    model = factorize_for_training(loaded.model, plan, decomposer=decomposer, on_progress=observer.on_layer)
-    kappas = condition_numbers(model)
+    model, kappas = beginning.model, beginning.kappas
     observer.on_stage(f"fine-tuning on {images.description}")
     student = PixelModel(model, loaded.preprocessing).to(device)
     teacher = PixelModel(loaded.model, loaded.preprocessing).to(device)
     prefix = "network."  # of the network within the student
+    kept = False
 
     def save(values: dict[str, Any]) -> bool:
+        nonlocal kept
         try:
-            unfinished.write(values)
+            unfinished.write(plan=plan.to_json(), kappas=dict(kappas), state=values)
+            kept = True
         except OutputError as error:  # training goes on, and the next time there may be room
             observer.on_stage(f"the state of the run could not be saved: {error.message}")
-            return False
-        return True
+            kept = False
+        return kept
 
-    with stop_on_signal() as is_stopped:
+    with telling_how_to_go_on(unfinished.path, GO_ON), stop_on_signal() as is_stopped:
         try:
             tuning = fine_tune_(
                 student,
@@ -145,21 +167,20 @@ def fine_tune_loaded(
                 dense=teacher,
                 circumstances=_circumstances(loaded, plan, given_ranks, prefix),
                 on_progress=observer.on_training,
+                on_warning=lambda message: observer.on_stage(f"WARNING: {message}"),
                 save=save,
-                resume=state,
+                resume=beginning.state,
                 is_stopped=is_stopped,
             )
-        except RuntimeError as error:
-            # The others' end reaches this process as an error of whatever they did together.
-            if world()[1] == 1 or isinstance(error, LRCompressError) or not LOST_PROCESS.search(str(error)):
-                raise
-            raise TrainingError(
-                f"another process of the run has ended: {str(error).splitlines()[0]}",
-                hint="start all again with --resume, which goes on from the last saved state",
-            ) from error
+        except TrainingError as error:
+            raise TrainingError(error.message.replace(f"`{prefix}", "`"), hint=error.hint) from error
+        # Asked while the last epoch was measured.
+        if is_stopped():
+            hint = "--resume goes on with measuring and writing" if kept else GO_ON
+            raise TrainingError("stopped after the last step of the training", hint=hint)
     for network in (student, teacher):
         network.to("cpu").to(memory_format=torch.contiguous_format)
-    return FineTuned(fold_(model), _without_prefix(tuning, prefix), kappas)
+    return FineTuned(fold_(model), _without_prefix(tuning, prefix), kappas, kept)
 
 
 def _circumstances(

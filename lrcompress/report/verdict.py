@@ -10,7 +10,9 @@ ROUNDING = 1e-9  # points; a difference of shares is not exact to the last bit
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Returns the sentences that open every rendering of a report: size, speed, accuracy, robustness, doubts."""
-    sentences = [_size(report["size"]), *_ballast(report), *_guarantee(report), *_speed(report.get("latency"))]
+    doubts = [f"WARNING: {text}." for text in report["recipe"].get("fine_tuning", {}).get("warnings", [])]
+    sentences = [_size(report["size"]), *_ballast(report), *_guarantee(report), *doubts]
+    sentences += _speed(report.get("latency"))
     if not report["evaluations"]:
         return [*sentences, "Accuracy was not measured: run `lrcompress evaluate FILE --data DIR`."]
     for evaluation in report["evaluations"]:

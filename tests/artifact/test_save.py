@@ -252,6 +252,17 @@ def test_a_file_that_does_not_read_back_as_the_model_is_not_kept(tmp_path, monke
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_type_is_not_to_blame_for_values_that_are_not_finite_before_they_are_stored(tmp_path, value):
+    dense, architecture = own_network(tmp_path)
+    with torch.no_grad():
+        dense.head.weight[1, 2] = value
+    model, manifest = compressed(dense, architecture, (3, 2, 2))
+    with pytest.raises(ArtifactError, match=r"^`head\.weight` is not finite$") as refused:
+        pack_artifact(model, manifest)
+    assert refused.value.hint
+
+
 @pytest.mark.parametrize("value", [7e4, -7e4])
 def test_values_that_overflow_the_type_they_are_stored_in_are_refused_by_name(tmp_path, value):
     dense, architecture = own_network(tmp_path)

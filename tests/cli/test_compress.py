@@ -350,11 +350,56 @@ def test_whoever_asks_a_fine_tuning_to_end_is_told_how_to_go_on(shop, monkeypatc
     assert_refused(result, "stopped in step 4 of 6", "--resume goes on from here")
     assert "new.safetensors" not in listing(shop)
     assert_refused(compress(*TRAIN, "-o", "new.safetensors"), "has not ended", "--resume goes on with it")
-    assert_refused(compress(*TRAIN, "--lr", "0.5", "-o", "new.safetensors", "--resume"), "another lr: 0.001, not 0.5")
+    assert_refused(compress(*TRAIN, "--lr", "0.5", "-o", "new.safetensors", "--resume"), "--lr 0.5, was 0.001")
     result = compress(*TRAIN, "-o", "new.safetensors", "--resume")
     assert (result.exit_code, result.stdout) == (0, "new.safetensors\n")
     assert (shop / "new.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
     assert not [name for name in set(listing(shop)) - before if "unfinished" in name or name.endswith(".tmp")]
+
+
+def test_ctrl_c_after_the_training_keeps_it_and_says_how_to_go_on(shop, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "evaluate_models", stop)
+        result = compress(*TRAIN, "-o", "new.safetensors")
+    assert_refused(result, "interrupted; no file is half-written", "the training is over and kept: --resume")
+    assert_refused(compress(*TRAIN, "-o", "new.safetensors"), "has not ended", "--resume goes on with it")
+    resumed = compress(*TRAIN, "-o", "new.safetensors", "--resume")
+    assert (resumed.exit_code, resumed.stdout) == (0, "new.safetensors\n")
+    assert "epoch 1/2" not in resumed.stderr
+
+
+def test_a_second_ctrl_c_while_training_says_how_to_go_on(shop, monkeypatch):
+    def stop(*_, save, **__):
+        save({"step": 3})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PLACE, stop)
+    assert_refused(compress(*TRAIN, "-o", "new.safetensors"), "interrupted", "--resume goes on from the last state")
+
+
+def test_a_held_out_share_that_leaves_nothing_is_to_blame_itself(shop):
+    result = compress(*TRAIN, "--held-out", "0.9999", "-o", "new.safetensors")
+    assert_refused(result, "--held-out 0.9999 leaves 0 of 60 training images", "--held-out 0.1")
+    assert "planning" not in result.stderr
+
+
+def test_few_images_and_a_network_that_guesses_are_told_before_the_work(shop):
+    stderr = compress(*TRAIN, "-o", "new.safetensors").stderr
+    for words in ("60 training images are few", "about as many as guessing among 3 classes"):
+        assert 0 < stderr.index(words) < stderr.index("planning")
+    assert stderr.count("WARNING: 60 training") == 1
+
+
+def test_of_several_processes_the_first_one_tells_of_wrong_options(shop, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    result = compress("--tol", "1.5", "-o", "new.safetensors")
+    assert (result.exit_code, result.output) == (1, "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert_refused(compress("--tol", "1.5", "-o", "new.safetensors"), "--tol must lie strictly between 0 and 1")
 
 
 def python(*arguments):

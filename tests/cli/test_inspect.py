@@ -1,10 +1,13 @@
 import json
 import shutil
+import signal
 from pathlib import Path
 
+import pytest
 import timm
 from checkpoint_files import write_zip
 from command import assert_refused, run
+from interrupted import PLACE, interrupted
 from workshop import INPUT_OPTIONS
 
 from lrcompress.artifact import read_manifest
@@ -80,3 +83,60 @@ def test_ranks_of_several_modes_stand_in_one_column(shop):
     rows = run("inspect", "vit.safetensors").stdout.split("\n\n")[1].splitlines()
     (row,) = (row.split() for row in rows if row.startswith("blocks.0.attn.qkv "))
     assert row[:5] == ["blocks.0.attn.qkv", "Linear", "192x64", "split", "3,3,3"]
+
+
+@pytest.fixture
+def stopped(shop, monkeypatch):
+    """The folder with small.unfinished.pt, of a run of six steps that was stopped after its fourth, and its command."""
+    arguments = ["w.pt", "--arch", "net.py:build", *INPUT_OPTIONS, "--data", "data", "--epochs", "2", "--batch-size"]
+    arguments += ["20", "-o", "small.safetensors", "--adversarial", "fgsm-rs"]
+    monkeypatch.setattr("sys.argv", ["lrcompress", "compress", *arguments])
+    with monkeypatch.context() as patch:
+        patch.setattr(PLACE, interrupted(4, signal.SIGTERM))
+        assert_refused(run("compress", *arguments), "stopped in step 4 of 6")
+    return " ".join(["lrcompress compress", *arguments])
+
+
+def test_the_state_of_a_run_is_told_and_how_it_goes_on(stopped):
+    result = run("inspect", "small.unfinished.pt", env={"COLUMNS": "40"})
+    assert result.exit_code == 0, result.stderr
+    head, table = result.stdout.split("\n\n")
+    lines = head.splitlines()
+    assert lines[:3] == ["kind: unfinished run", "step: 4 of 6", "epoch: 2"]
+    assert lines[3].startswith("parameters: ")
+    assert lines[4:6] == [f"command: {stopped}", f"resume: {stopped} --resume"]
+    rows = [row.split() for row in table.splitlines()]
+    assert rows[0] == ["epoch", "loss", "held-out", "robust", "parameters", "frozen"]
+    assert [row[0] for row in rows[1:]] == ["0", "1"]
+    assert rows[1][1] == "-"  # no training, no loss
+    assert all(row[3] == row[5] == "%" for row in rows[1:])
+
+
+def test_the_state_of_a_run_is_told_as_json(stopped):
+    values = json.loads(run("inspect", "small.unfinished.pt", "--json").stdout)
+    assert (values["kind"], values["step"], values["steps"], values["training_is_over"]) == (
+        "unfinished run",
+        4,
+        6,
+        False,
+    )
+    assert [record["epoch"] for record in values["log"]] == [0, 1]
+    assert values["settings"]["adversarial"] == "fgsm-rs"
+    assert values["resume"] == f"{stopped} --resume"
+
+
+def test_a_run_whose_training_is_over_is_told_as_such(stopped, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lrcompress.pipeline.compression.measure_latency", interrupt)
+        result = run(*stopped.split()[1:], "--resume")
+    assert_refused(result, "interrupted", "--resume goes on with measuring")
+    told = run("inspect", "small.unfinished.pt").stdout
+    assert "step: 6 of 6 (the training is over, the result is not written)\nepoch: 2\n" in told
+
+
+def test_a_damaged_state_of_a_run_is_refused(shop):
+    (shop / "small.unfinished.pt").write_bytes(b"PK nothing")
+    assert_refused(run("inspect", "small.unfinished.pt"), "`small.unfinished.pt` is no state of a run, or damaged")

@@ -23,9 +23,9 @@ from trainings import (
 from lrcompress.data import ImageSet
 from lrcompress.dlrt import fine_tune_
 from lrcompress.errors import DataError, OptionError, TrainingError
-from lrcompress.factorize import fold_
+from lrcompress.factorize import factorize_for_training, fold_
 from lrcompress.nn import count_shipped_parameters, factored_layers
-from lrcompress.plan import Budget, Energy, UniformRank
+from lrcompress.plan import Budget, Energy, UniformRank, make_plan
 
 USEFUL = {"1": 21, "4": 14}  # 48×40 and 24×40: 21·88 < 1920 and 14·64 < 960, and one more is not
 
@@ -675,14 +675,34 @@ def test_saving_after_every_step_changes_nothing():
     one, other = low_rank_mlp(), low_rank_mlp()
     expected = fine_tune_(one, images, options())
     assert fine_tune_(other, images, options(save_seconds=0.0), save=states.append) == expected
-    assert [state["step"] for state in states] == list(range(1, 19))
+    assert [state["step"] for state in states] == [*range(1, 19), 18]
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
-def test_without_need_nothing_is_saved():
-    states = []
-    fine_tune_(low_rank_mlp(), pattern_images(), options(save_seconds=3600.0), save=states.append)
-    assert states == []
+@pytest.mark.parametrize("changes", [{}, {"steps": 10}, {"patience": 1}], ids=str)
+def test_without_need_only_the_end_is_saved_from_which_nothing_is_trained_any_more(changes):
+    states, reports, settings = [], [], options(save_seconds=3600.0, **changes)
+    whole, model = low_rank_mlp(), low_rank_mlp()
+    expected = fine_tune_(whole, pattern_images(), settings, save=lambda state: states.append(written(state)))
+    assert len(states) == 1
+    assert fine_tune_(model, pattern_images(), settings, resume=states[0], on_progress=reports.append) == expected
+    assert reports == []
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_a_run_that_the_clock_has_ended_is_over_when_it_is_resumed(monkeypatch):
+    now, states, reports = [0.0], [], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def tick(progress):
+        now[0] += 0 if progress.epoch_ended else 1.0
+
+    settings = options(time_limit=8.0, save_seconds=3600.0)
+    save = {"save": lambda state: states.append(written(state))}
+    expected = fine_tune_(low_rank_mlp(), pattern_images(), settings, on_progress=tick, **save)
+    resumed = fine_tune_(low_rank_mlp(), pattern_images(), settings, resume=states[-1], on_progress=reports.append)
+    assert resumed == expected
+    assert reports == []
 
 
 @pytest.mark.parametrize("steps", [1, 4, 6, 9, 100])
@@ -807,6 +827,107 @@ def test_a_loss_that_is_not_finite_names_the_layer():
     model[2] = Breaks()
     with pytest.raises(TrainingError, match=r"the loss is nan \(first in `2`\) in step 4 of 18"):
         fine_tune_(model, pattern_images(), options())
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 3600.0])
+def test_a_running_variance_that_overflows_is_the_trainings_fault_and_no_state_with_it_is_saved(save_seconds):
+    class Overflows(nn.Module):
+        """The identity, whose statistic overflows in its third batch: neither loss nor answers show it."""
+
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_var", torch.ones(3))
+
+        def forward(self, x):
+            self.calls += self.training
+            if self.calls == 3:
+                self.running_var[1] = float("inf")
+            return x
+
+    model, states = low_rank_mlp(), []
+    model[2] = Overflows()
+    step = 3 if save_seconds == 0 else 6  # the end of the epoch
+    words = rf"training has diverged: `2\.running_var` is not finite after step {step} of 18"
+    with pytest.raises(TrainingError, match=words) as refused:
+        fine_tune_(model, pattern_images(), options(save_seconds=save_seconds), save=states.append)
+    assert "--lr" in refused.value.hint
+    assert [state["step"] for state in states] == ([1, 2] if save_seconds == 0 else [])
+
+
+def truncated_mlp(images):
+    """Returns a network that has learnt the images, cut to half of its parameters."""
+    dense = trained_mlp(images)
+    plan = make_plan(dense, Budget(fraction=0.5), input_size=(3, 4, 4), include_first=True)
+    return factorize_for_training(dense, plan)
+
+
+RUINOUS = {"policy": Budget(fraction=0.5), "max_rank": None, "lr": 3.0, "held_out": 0.3, "epochs": 4}
+
+
+def test_a_training_that_ruins_the_network_warns_at_once_and_keeps_the_truncation():
+    images, said, steps = pattern_images(noise=0.3), [], []
+    start = truncated_mlp(images)
+    model = copy.deepcopy(start)
+    result = fine_tune_(
+        model,
+        images,
+        options(**RUINOUS),
+        on_warning=lambda message: said.append((len(steps), message)),
+        on_progress=steps.append,
+    )
+    assert tuple(message for _, message in said) == result.warnings
+    risen, guessing, lost = said
+    assert risen[0] == 5  # the first mean of five steps
+    assert "the loss has risen from" in risen[1]
+    assert "by step 5 of 20: training diverges" in risen[1]
+    assert "after epoch 1 " in guessing[1]
+    assert "as guessing among 4 classes" in guessing[1]
+    assert f"before training {100 * result.log[0].held_out_accuracy:.2f} %" in guessing[1]
+    assert "the truncation itself is written" in lost[1]
+    assert result.chosen_epoch == 0
+    assert held_out_accuracy(model, images, options(**RUINOUS)) == result.log[0].held_out_accuracy
+    layers = factored_layers(model)
+    assert {name: layer.ranks for name, layer in layers.items()} == result.log[0].ranks
+    assert all(
+        relative_difference(layers[name].weight, one.weight) < 1e-5 for name, one in factored_layers(start).items()
+    )
+    assert torch.equal(model[6].weight, start[6].weight)
+
+
+def test_a_ruinous_training_that_is_resumed_warns_of_the_same():
+    images, states = pattern_images(noise=0.3), []
+    start = truncated_mlp(images)
+    settings = options(**RUINOUS, save_seconds=0.0)
+    save = {"save": lambda state: states.append(written(state))}
+    whole = copy.deepcopy(start)
+    expected = fine_tune_(whole, images, settings, **save)
+    assert len(expected.warnings) == 3
+    for state in states[3::5]:
+        said, model = [], copy.deepcopy(start)
+        result = fine_tune_(model, images, settings, resume=state, on_warning=said.append)
+        assert result == expected
+        assert tuple(said) == expected.warnings[len(state["warnings"]) :]
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_the_truncation_that_is_kept_is_the_one_that_was_measured():
+    # The training may begin with a cut: here to a largest rank.
+    images = pattern_images(noise=0.3)
+    model, settings = truncated_mlp(images), options(**RUINOUS | {"max_rank": 3})
+    assert all(layer.ranks > (3,) for layer in factored_layers(model).values())
+    result = fine_tune_(model, images, settings)
+    assert result.chosen_epoch == 0
+    assert set(result.log[0].ranks.values()) == {(3,)}
+    assert {name: layer.ranks for name, layer in factored_layers(model).items()} == result.log[0].ranks
+    assert held_out_accuracy(model, images, settings) == result.log[0].held_out_accuracy
+
+
+def test_a_training_that_helps_warns_of_nothing():
+    images, said = pattern_images(), []
+    result = fine_tune_(low_rank_mlp(), images, options(**LONG), on_warning=said.append)
+    assert (said, result.warnings) == ([], ())
 
 
 def test_labels_that_the_network_does_not_have_are_refused():

@@ -447,3 +447,14 @@ def test_the_state_of_an_optimiser_does_not_count_as_a_reduction_of_the_weights(
     (sentence,) = (sentence for sentence in report["verdict"] if "no weights of this network" in sentence)
     assert sentence.startswith(f"{original - weights:,} bytes")
     assert sentence.endswith(f"the file is {100 * (1 - left / weights):.1f} % smaller.")
+
+
+def test_without_fine_tuning_a_state_that_lies_there_is_nothing_to_go_on_from(shop, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    (shop / "small.unfinished.pt").write_bytes(b"of another run")
+    monkeypatch.setattr(compression, "measure_latency", interrupt)
+    options = CompressOptions(policy=Tolerance(0.1), load=load_options(shop), overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        compress("w.pt", "small.safetensors", options)

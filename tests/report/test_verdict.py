@@ -56,6 +56,12 @@ def test_a_drop_that_drove_the_training_is_told_with_its_outcome(reached, words)
     assert f"The largest drop asked for, 0.5 points, {words} on 6,000 images held out of training." in sentences
 
 
+def test_what_makes_a_training_doubtful_is_told_after_what_was_done():
+    warnings = ["the loss has risen from 1 to 99 by step 7 of 9", "training lost 12.00 points"]
+    sentences = verdict(report(recipe={"guaranteed_tol": None, "fine_tuning": {"warnings": warnings}}))
+    assert sentences[1:4] == ["2 layers are factorised and fine-tuned.", *[f"WARNING: {text}." for text in warnings]]
+
+
 def test_a_single_layer_is_told_in_the_singular():
     one, tuned = LAYERS[1:], {"guaranteed_tol": None, "fine_tuning": {}}
     assert verdict(report(layers=one))[1] == "1 layer is factorised within a relative error of 0.1 (0.0900)."

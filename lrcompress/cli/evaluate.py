@@ -6,16 +6,20 @@ from typing import TYPE_CHECKING
 import typer
 
 from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
+from lrcompress.cli.gates import GivenGates, end_with_gates, gate_options, judge_report
 from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import EvaluateOptions
+    from lrcompress.report import GatePolicy
     from lrcompress.robustness import Evaluation
 
 
 @explain_errors
-@with_options(options=evaluate_options)
-def evaluate(file: ArtifactArgument, options: "EvaluateOptions", as_json: JsonOption = False) -> None:
+@with_options(options=evaluate_options, gates=gate_options)
+def evaluate(
+    file: ArtifactArgument, options: "EvaluateOptions", gates: GivenGates, as_json: JsonOption = False
+) -> None:
     """Measure clean accuracy beside the original's.
 
     On the same images; the result is added to the report.
@@ -26,12 +30,16 @@ def evaluate(file: ArtifactArgument, options: "EvaluateOptions", as_json: JsonOp
     Examples:
       lrcompress evaluate out.safetensors --data DIR
       lrcompress evaluate out.safetensors --data samples/imagenet --json
+      lrcompress evaluate out.safetensors --data DIR --fail-if 'clean.drop > 1.0'
     """
-    run_evaluation(file, options, as_json=as_json)
+    run_evaluation(file, options, gates.policy(), as_json=as_json)
 
 
-def run_evaluation(file: Path, options: "EvaluateOptions", *, as_json: bool) -> None:
-    """Evaluates an artifact and its original, and prints table, doubts, and where the report lies."""
+def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy", *, as_json: bool) -> None:
+    """Evaluates an artifact and its original, and prints table, doubts, gates, and where the report lies.
+
+    Gates are judged by this evaluation, not by earlier ones in the report.
+    """
     from lrcompress.pipeline import evaluate
     from lrcompress.report import accuracy_sentences, drop_sentences, report_paths
 
@@ -39,17 +47,19 @@ def run_evaluation(file: Path, options: "EvaluateOptions", *, as_json: bool) -> 
         evaluation, report = evaluate(file, options, observer=observer)
     columns, rows = evaluation_rows(evaluation)
     print_table(f"{evaluation.images} images of {evaluation.data}: accuracy [95 % interval]", columns, rows)
-    values = evaluation.to_json()
+    values = {key: value for key, value in report["evaluations"][-1].items() if key != "command"}
     for sentence in (*accuracy_sentences(values), *drop_sentences(report["recipe"], values)):
         stderr().print(sentence, markup=False)
     for finding in evaluation.findings:
         stderr().print(f"{finding.severity.upper()}: {finding.message}", markup=False)
     as_json_file, as_html_file = report_paths(file)
     stderr().print(f"report: {as_html_file}", markup=False)
+    report = judge_report(report, policy, file, latest=True)
     if as_json:
-        print_json(values)
+        print_json({**values, "gates": report["gates"]} if policy.gates else values)
     else:
         typer.echo(str(as_json_file))
+    end_with_gates(report["gates"])
 
 
 def evaluation_rows(evaluation: "Evaluation") -> tuple[list[str], list[list[str]]]:

@@ -161,6 +161,7 @@ def compress(
         artifact_sha256=packed.sha256,
         training_log=[record.to_json() for record in tuning.log] if tuning else None,
         latency=latency,
+        command=options.command,
     )
     if test is not None:
         observer.on_stage(f"measuring accuracy on {test.description}")

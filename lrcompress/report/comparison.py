@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrcompress.report.evaluation_parts import percent, share_cell
+from lrcompress.report.evaluation_parts import ordered_attacks, percent, share_cell
 from lrcompress.report.upgrade import compare_models
 from lrcompress.report.verdict import NORM_SIGNS, radius
 
@@ -54,7 +54,7 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, 
     for evaluation in comparison["only_first"]:
         clean = share_cell(evaluation["models"]["compressed"]["clean"])
         rows.append(
-            (f"clean, {evaluation['images']:,} images of {evaluation['data']}", clean, "-", "not the same images")
+            (f"clean, {evaluation['images']:,} images of {evaluation['data']}", clean, "-", "of the first only")
         )
     return rows
 
@@ -144,8 +144,8 @@ def _accuracy_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str, s
 
     clean = [model["clean"] for model in models.values()]
     rows = [row(f"clean, {where}", clean, paired["clean"] if paired else None)]
-    for attack, points in models["compressed"]["attacks"].items():
-        for index, point in enumerate(points):
+    for attack in ordered_attacks(evaluation):
+        for index, point in enumerate(models["compressed"]["attacks"][attack]):
             name = f"{attack}@{radius(point['eps'], evaluation['norm'])} {NORM_SIGNS[evaluation['norm']]}, {where}"
             both = [model["attacks"][attack][index] for model in models.values()]
             rows.append(row(name, both, paired["attacks"][attack][index] if paired else None))

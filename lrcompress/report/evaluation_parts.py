@@ -9,6 +9,7 @@ from lrcompress.report.verdict import NORM_SIGNS, radius
 ROLES = {"baseline": "uncompressed", "compressed": "compressed"}
 # More classes than this do not fit a page; the JSON has them all.
 SHOWN_CLASSES = 20
+CHANGE = ", uncompressed → compressed"
 SEVERITIES = {
     "error": "The figures are void",
     "unreliable": "Robustness may be overestimated",
@@ -26,6 +27,11 @@ def evaluation_section(evaluation: Mapping[str, Any]) -> Section:
 def percent(share: float | None, digits: int = 1) -> str:
     """Returns a share in %, never -0.0; a dash for none."""
     return "–" if share is None else f"{round(100 * share, digits) + 0.0:.{digits}f} %"
+
+
+def change(shares: Sequence[float | None]) -> str:
+    """Returns the models' shares in %, the uncompressed model's first, without the sign."""
+    return " → ".join("–" if share is None else f"{round(100 * share, 1) + 0.0:.1f}" for share in shares)
 
 
 def figure(value: float | None) -> str:
@@ -84,6 +90,13 @@ def _parts(evaluation: Mapping[str, Any]) -> Iterator[Part]:
     yield Command(evaluation["command"])
 
 
+def ordered_attacks(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns the attacks that have outcomes, as they were run; JSON sorts them by name."""
+    measured = evaluation["models"]["compressed"]["attacks"]
+    order = [*evaluation["settings"]["attacks"], *measured]
+    return sorted(measured, key=lambda name: (name == "worst", order.index(name)))
+
+
 def settings_text(values: Mapping[str, Any]) -> str:
     """Returns settings as one line of text; those that are not set or hold several values are left out."""
     plain = {key: value for key, value in values.items() if not isinstance(value, list | dict)}
@@ -97,8 +110,9 @@ def _accuracies(evaluation: Mapping[str, Any]) -> Table:
     columns += ["difference", "lost", "gained", "McNemar p"] if paired else []
     pair = _pair_cells(paired["clean"]) if paired else []
     rows = [["none (clean)", "0", *(share_cell(model["clean"]) for model in models.values()), *pair]]
-    for attack, points in models["compressed"]["attacks"].items():
-        name = "worst case of all" if attack == "worst" else attack
+    for attack in ordered_attacks(evaluation):
+        points = models["compressed"]["attacks"][attack]
+        name = "worst case" if attack == "worst" else attack
         pairs = paired["attacks"].get(attack) if paired else None
         for index, row in enumerate(points):
             cells = [share_cell(model["attacks"][attack][index]) for model in models.values()]
@@ -128,17 +142,17 @@ def _classes(evaluation: Mapping[str, Any]) -> Table:
     roles = [role for role in ROLES if role in classes[0]]
     radii = [row["eps"] for row in evaluation["models"]["compressed"]["attacks"].get("worst", [])]
     told = [radius(eps, evaluation["norm"]) for eps in radii]
-    caption = f"Accuracy by class. Worst case at ε = {', '.join(told)}." if told else "Accuracy by class."
+    caption = f"Accuracy by class in %{CHANGE if len(roles) > 1 else ''}."
+    caption += f" Worst case at ε = {', '.join(told)}." if told else ""
     if len(classes) > SHOWN_CLASSES:
         caption += f" {SHOWN_CLASSES} of {len(classes)} classes, those with the largest loss of clean accuracy first."
         classes = sorted(classes, key=_class_loss, reverse=True)[:SHOWN_CLASSES]
-    columns = ["class", "images", *(f"{ROLES[role]}, clean" for role in roles)]
-    columns += [f"{ROLES[role]}, {eps}" for eps in told for role in roles]
+    columns = ["class", "images", "clean", *told]
     rows = []
     for one in classes:
         name = names[one["class"]] if one["class"] < len(names) else str(one["class"])
-        worst = [percent(one[role]["worst"][index]) for index in range(len(told)) for role in roles]
-        rows.append([name, f"{one['images']:,}", *(percent(one[role]["clean"]) for role in roles), *worst])
+        worst = [change([one[role]["worst"][index] for role in roles]) for index in range(len(told))]
+        rows.append([name, f"{one['images']:,}", change([one[role]["clean"] for role in roles]), *worst])
     return Table(caption, columns, rows)
 
 
@@ -177,13 +191,13 @@ def _distances(evaluation: Mapping[str, Any]) -> Table:
 def _corruptions(evaluation: Mapping[str, Any]) -> Table:
     values = evaluation["corruptions"]
     models, severities = values["models"], values["severities"]
-    columns = ["corruption", "model", *(f"severity {one}" for one in severities)]
+    columns = ["corruption", *(f"severity {one}" for one in severities)]
     rows = [
-        [name, ROLES[role], *(percent(row["accuracy"]) for row in model[name])]
-        for name in models["compressed"]
-        for role, model in models.items()
+        [name, *(change([model[name][index]["accuracy"] for model in models.values()]) for index in range(len(points)))]
+        for name, points in models["compressed"].items()
     ]
-    return Table("Accuracy on corrupted images, made in memory and seeded per image.", columns, rows, texts=(1,))
+    caption = f"Accuracy in % on corrupted images, made in memory and seeded per image{CHANGE * (len(models) > 1)}."
+    return Table(caption, columns, rows)
 
 
 def _certified(evaluation: Mapping[str, Any]) -> Table:

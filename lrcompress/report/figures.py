@@ -14,6 +14,7 @@ from lrcompress.report.verdict import radius
 
 FIXED = ("clean.drop", "clean.accuracy", "size.parameters", "size.bytes", "size.macs", "latency.ratio")
 EXAMPLES = ("pgd@4/255.drop", "pgd@4/255.accuracy", "worst@4/255.drop", "worst@4/255.accuracy")
+NOTHING_ATTACKED = "no attack was run"
 UNDER_ATTACK = re.compile(r"(?P<attack>[^@\s]+)@(?P<eps>[^@\s]+)\.(?P<key>drop|accuracy)")
 
 
@@ -120,6 +121,7 @@ def find_figure(report: Mapping[str, Any], name: FigureName, *, confidence: floa
     if figures:
         return max(figures, key=lambda one: one[:2])[3]
     reasons = [figure.reason for figure in found if isinstance(figure, Missing)]
+    reasons = [reason for reason in reasons if reason != NOTHING_ATTACKED] or reasons
     return Missing("; ".join(dict.fromkeys(reasons)) or "nothing was evaluated")
 
 
@@ -142,10 +144,11 @@ def _in_evaluation(evaluation: Mapping[str, Any], name: FigureName, confidence: 
     else:
         measured = models["compressed"]["attacks"].get(name.attack)
         if measured is None:
-            return Missing(f"{name.attack} was not measured, but {_listed(models['compressed']['attacks'])}")
+            others = ", ".join(models["compressed"]["attacks"])
+            return Missing(f"{name.attack} was not measured, but {others}" if others else NOTHING_ATTACKED)
         at = [index for index, row in enumerate(measured) if _same(row["eps"], name.eps)]
         if not at:
-            radii = _listed([radius(row["eps"], evaluation["norm"]) for row in measured])
+            radii = ", ".join(radius(row["eps"], evaluation["norm"]) for row in measured)
             return Missing(f"{name.attack} was measured at ε = {radii}")
         rows = {role: model["attacks"][name.attack][at[0]] for role, model in models.items()}
         pair = evaluation.get("paired", {}).get("attacks", {}).get(name.attack, [])[at[0] : at[0] + 1]
@@ -161,7 +164,13 @@ def _accuracy(
     confidence: float,
 ) -> Figure | Missing:
     images, evidence = evaluation["images"], f"{evaluation['images']:,} images of {evaluation['data']}"
-    weak = [one["message"] for one in evaluation["findings"] if one["severity"] == "unreliable"]
+    # An original whose robustness is overestimated casts doubt on a drop, but not on the compressed model's accuracy.
+    concerned = (None, "compressed") if name.key == "accuracy" else (None, "compressed", "baseline")
+    weak = [
+        one["message"]
+        for one in evaluation["findings"]
+        if one["severity"] == "unreliable" and one["model"] in concerned
+    ]
     doubt = f"robustness may be overestimated: {weak[0]}" if weak and name.attack else ""
     if name.key == "accuracy":
         low, high = share_bounds(rows["compressed"]["correct"], images, confidence=confidence)
@@ -178,7 +187,3 @@ def _accuracy(
 
 def _same(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names) or "nothing"

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import Any
 
-from lrcompress.report.evaluation_parts import percent
+from lrcompress.report.evaluation_parts import ordered_attacks, percent
 from lrcompress.report.verdict import radius
 
 # What XML 1.0 cannot hold, not even escaped.
@@ -59,8 +59,8 @@ def _add_evaluation(root: ET.Element, evaluation: Mapping[str, Any]) -> None:
     for key in ("command", "seed", "norm", "interval"):
         ET.SubElement(properties, "property", name=key, value=_clean(str(evaluation[key])))
     cells = [("clean", {role: model["clean"] for role, model in models.items()})]
-    for attack, points in models["compressed"]["attacks"].items():
-        for index, row in enumerate(points):
+    for attack in ordered_attacks(evaluation):
+        for index, row in enumerate(models["compressed"]["attacks"][attack]):
             where = f"{attack}@{radius(row['eps'], evaluation['norm'])}"
             cells.append((where, {role: model["attacks"][attack][index] for role, model in models.items()}))
     for where, rows in cells:

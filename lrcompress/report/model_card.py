@@ -53,25 +53,26 @@ def render_model_card(report: Mapping[str, Any]) -> str:
 def _metadata(report: Mapping[str, Any], name: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    results = []
+    results = {}  # by what was measured: of several answers to the same question the latest counts
     for evaluation in report["evaluations"]:
         compressed, norm = evaluation["models"]["compressed"], evaluation["norm"]
         rows = [("Accuracy", compressed["clean"])]
         for row in compressed["attacks"].get("worst", []):
             at = f"{NORM_SIGNS[norm]} ε = {radius(row['eps'], norm)}"
             rows.append((f"Robust accuracy, {' + '.join(evaluation['settings']['attacks'])}, {at}", row))
-        for title_of_metric, row in rows:
-            results.append(
-                EvalResult(
-                    task_type="image-classification",
-                    task_name="Image Classification",
-                    dataset_type=_slug(evaluation["data"]),
-                    dataset_name=evaluation["data"],
-                    metric_type="accuracy",
-                    metric_name=title_of_metric,
-                    metric_value=round(100 * row["accuracy"], 4),
-                    metric_args={"images": evaluation["images"], "interval": [100 * end for end in row["interval"]]},
-                )
+        for metric, row in rows:
+            results[evaluation["data"], metric] = EvalResult(
+                task_type="image-classification",
+                task_name="Image Classification",
+                dataset_type=_slug(evaluation["data"]),
+                dataset_name=evaluation["data"],
+                metric_type="accuracy",
+                metric_name=metric,
+                metric_value=round(100 * row["accuracy"], 4),
+                metric_args={
+                    "images": evaluation["images"],
+                    "interval": [round(100 * end, 2) for end in row["interval"]],
+                },
             )
     base = report["source"]["path"]
     data = ModelCardData(
@@ -81,7 +82,7 @@ def _metadata(report: Mapping[str, Any], name: str) -> str:
         pipeline_tag="image-classification",
         metrics=["accuracy"],
         tags=["lrcompress", "low-rank", "model-compression", "adversarial-robustness"],
-        eval_results=results or None,
+        eval_results=list(results.values()) or None,
     )
     return data.to_yaml()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrcompress.report.evaluation_parts import ordered_attacks, percent, share_cell
+from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
 from lrcompress.report.upgrade import compare_models
 from lrcompress.report.verdict import NORM_SIGNS, radius
 
@@ -43,7 +43,12 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, 
     """Returns the rows of a table: figure, first model, second model, and what lies between them."""
     size, latency = comparison["size"], comparison["latency"]
     rows = [
-        (key, f"{size['baseline'][key]:,}", f"{size['compressed'][key]:,}", f"{percent(size['removed'][key])} removed")
+        (
+            key,
+            f"{size['baseline'][key]:,}",
+            f"{size['compressed'][key]:,}",
+            f"{0.0 - 100 * size['removed'][key]:+.1f} %",
+        )
         for key in ("bytes", "parameters", "macs")
     ]
     if latency is not None:
@@ -56,7 +61,7 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, 
         rows.append(
             (f"clean, {evaluation['images']:,} images of {evaluation['data']}", clean, "-", "of the first only")
         )
-    return rows
+    return list(dict.fromkeys(rows))  # several attacks on the same images share the clean ones
 
 
 def _evaluation(first: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:

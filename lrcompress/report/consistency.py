@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+FACTORISED = ("ranks", "parameters", "relative_error", "sigma_max", "sigma_min", "stable_rank", "norm", "dense_norm")
+
 
 def find_contradiction(report: Mapping[str, Any]) -> str:
     """Returns what in a report contradicts something else in it, "" if nothing does.
@@ -10,7 +12,20 @@ def find_contradiction(report: Mapping[str, Any]) -> str:
     Args:
         report: one that follows the schema.
     """
-    return next((fault for evaluation in report["evaluations"] for fault in _contradictions(evaluation)), "")
+    return next(_in_report(report), "")
+
+
+def _in_report(report: Mapping[str, Any]) -> Iterator[str]:
+    for layer in report["layers"]:
+        if layer["scheme"] != "dense" and (missing := [key for key in FACTORISED if key not in layer]):
+            yield f"the factorised layer `{layer['name']}` has no `{missing[0]}`"
+        if 0 in layer["dense_shape"]:
+            yield f"the layer `{layer['name']}` has no weights"
+    if report["training_log"] and "fine_tuning" not in report["recipe"]:
+        yield "there is a log of a fine-tuning, and no fine-tuning"
+    for evaluation in report["evaluations"]:
+        yield from _contradictions(evaluation)
+        yield from _unlike_models(evaluation)
 
 
 def _contradictions(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -44,3 +59,30 @@ def _contradicting_flips(evaluation: Mapping[str, Any], grid: Mapping[str, list[
         flips = list(zip(one["bits"], other["bits"], strict=True))
         if (pair["lost"], pair["gained"]) != (flips.count(("1", "0")), flips.count(("0", "1"))):
             yield f"{pair['lost']} lost and {pair['gained']} gained are not the flips of the images of {data}"
+
+
+def _unlike_models(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what was measured on one model and not on the other."""
+    models, data = evaluation["models"], evaluation["data"]
+    worst = len(models["compressed"]["attacks"].get("worst", []))
+    counts = {
+        "distances": [sorted(model.get("distances", {})) for model in models.values()],
+        "classes": [
+            (role in one, len(one[role]["worst"]) if role in one else worst)
+            for one in evaluation.get("per_class", [])
+            for role in ("baseline", "compressed")
+            if role in one or role in models
+        ],
+        "corruptions": [
+            {name: len(rows) for name, rows in model.items()}
+            for model in evaluation.get("corruptions", {}).get("models", {}).values()
+        ],
+        "certified radii": [len(rows) for rows in evaluation.get("certified", {}).get("models", {}).values()],
+    }
+    expected = {"classes": (True, worst)}
+    for name, found in counts.items():
+        if any(one != expected.get(name, found[0]) for one in found):
+            yield f"the {name} of the models on {data} are not the same"
+    severities = len(evaluation.get("corruptions", {}).get("severities", []))
+    if any(count != severities for model in counts["corruptions"] for count in model.values()):
+        yield f"the corruptions on {data} have other severities"

@@ -22,18 +22,20 @@ def upgrade_report(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a report of any older schema in the present one.
 
     Args:
-        values: a report; one of the present schema is returned as it is, but for the names of its layers' ranks.
+        values: a report; one of the present schema is returned as it is.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: if it is none.
     """
+    if values["schema"] == REPORT_SCHEMA:
+        return dict(values)
     return {
         **values,
         "schema": REPORT_SCHEMA,
-        "command": values.get("command"),
+        "command": None,
         "layers": [LayerRecord.from_json(layer).to_json() for layer in values["layers"]],
         "evaluations": [upgrade_evaluation(evaluation) for evaluation in values["evaluations"]],
-        "gates": values.get("gates", []),
+        "gates": [],
     }
 
 

@@ -46,13 +46,14 @@ def compare(
 
 def _report_of(path: Path) -> dict[str, Any]:
     """Returns a report, or that of an artifact: the one beside it, or one without evaluations."""
-    from lrcompress.artifact import is_artifact, read_manifest
+    from lrcompress.artifact import read_manifest
     from lrcompress.checkpoint import file_sha256
     from lrcompress.report import build_report, load_report, read_report, report_paths
 
-    if path.suffix == ".json" or not is_artifact(path):
+    if path.suffix == ".json":
         return load_report(path)
+    manifest = read_manifest(path)
     sha256 = file_sha256(path)
     found = read_report(report_paths(path)[0], artifact_sha256=sha256)
     size = path.stat().st_size
-    return found or build_report(read_manifest(path), artifact=path, artifact_bytes=size, artifact_sha256=sha256)
+    return found or build_report(manifest, artifact=path, artifact_bytes=size, artifact_sha256=sha256)

@@ -107,7 +107,7 @@ def find_figure(report: Mapping[str, Any], name: FigureName, *, confidence: floa
     group = name.text.partition(".")[0]
     if group == "size":
         kept = 100 * report["size"]["compressed"][name.key] / report["size"]["baseline"][name.key]
-        return Figure(kept, "%", kept, kept, "of the original's, counted")
+        return Figure(kept, "%", kept, kept, "kept, counted")
     if group == "latency":
         return _latency(report["latency"])
     found = [_in_evaluation(evaluation, name, confidence) for evaluation in report["evaluations"]]

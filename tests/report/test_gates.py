@@ -69,7 +69,8 @@ MISSING = {
     "another radius": (PLAIN, "pgd@3/255.drop > 90", "pgd was measured at ε = 4/255, 8/255"),
     "void": (report_with(plain_evaluation(findings=[VOID])), "clean.drop > 90", "void: logits are not finite"),
     "two norms": (
-        report_with(plain_evaluation(), plain_evaluation(norm="l2")), "pgd@4/255.drop > 90", "several norms, l2 and linf",
+        report_with(plain_evaluation(), plain_evaluation(norm="l2")), "pgd@4/255.drop > 90",
+        "several norms, l2 and linf",
     ),
 }  # fmt: skip
 
@@ -185,5 +186,5 @@ def test_what_is_no_gate_is_refused_with_the_nearest_names(text, words):
 
 @pytest.mark.parametrize("confidence", [0.5, 1, 95])
 def test_a_confidence_out_of_range_is_refused(confidence):
-    with pytest.raises(OptionError, match="above 0.5 and below 1"):
+    with pytest.raises(OptionError, match=r"above 0\.5 and below 1"):
         GatePolicy((), confidence)

@@ -91,7 +91,7 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("change", CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
 def test_figures_that_contradict_each_other_are_refused(change, tmp_path):
-    with pytest.raises(ReportError, match="is damaged: .*photos"):
+    with pytest.raises(ReportError, match=r"is damaged: .*photos"):
         load_report(written(tmp_path, contradiction(change)))
 
 

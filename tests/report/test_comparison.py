@@ -121,7 +121,8 @@ def test_latencies_of_other_circumstances_are_not(change):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("clean.drop > 5", "PASS"), ("clean.drop > 0.1", "FAIL"), ("pgd@4/255.drop > 9", "PASS"),
-     ("size.bytes > 60", "PASS"), ("size.bytes > 40", "FAIL"), ("clean.accuracy < 80", "PASS"), ("latency.ratio > 9", "FAIL")],
+     ("size.bytes > 60", "PASS"), ("size.bytes > 40", "FAIL"),
+     ("clean.accuracy < 80", "PASS"), ("latency.ratio > 9", "FAIL")],
 )  # fmt: skip
 def test_gates_read_a_comparison_like_a_report(text, expected):
     size = report()["size"]

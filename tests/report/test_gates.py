@@ -1,8 +1,13 @@
+import re
+from pathlib import Path
+
 import pytest
 from report_values import plain_evaluation, report_with, rich_evaluation
 
 from lrcompress.errors import OptionError
 from lrcompress.report import GatePolicy, exit_code, find_fault, judge, outcome_sentence, parse_gate, with_gates
+from lrcompress.report.bounds import drop_bounds
+from lrcompress.report.figures import FIXED
 
 ATTACKS = ("noise", "fgsm", "pgd")
 
@@ -188,3 +193,14 @@ def test_what_is_no_gate_is_refused_with_the_nearest_names(text, words):
 def test_a_confidence_out_of_range_is_refused(confidence):
     with pytest.raises(OptionError, match=r"above 0\.5 and below 1"):
         GatePolicy((), confidence)
+
+
+def test_every_figure_and_the_bounds_in_the_reference_are_right():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "gates.md").read_text()
+    figures = [
+        text.replace("NAME", "pgd").replace("EPS", "4/255") for text in re.findall(r"^\| `(\S+)` \|", page, re.M)
+    ]
+    assert {*FIXED, "pgd@4/255.drop", "pgd@4/255.accuracy"} == set(figures)
+    for images, points in re.findall(r"^\| ([\d,]+) \| ([\d.]+) points? \|", page, re.MULTILINE):
+        high = 100 * drop_bounds(0, 0, int(images.replace(",", "")), confidence=0.95)[1]
+        assert f"{high:.{len(points.partition('.')[2])}f}" == points

@@ -1,6 +1,7 @@
 import copy
 import json
 import random
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -95,3 +96,15 @@ def test_a_damaged_report_is_refused_or_rendered_but_never_fails_otherwise(kind,
             assert render_report(report, kind)
     assert len(refused) > 50
     assert all(error.hint and "\n" not in error.message for error in refused)
+
+
+def test_every_key_of_reports_and_evaluations_is_in_the_reference():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "report.md").read_text()
+    keys = [*report_schema()["properties"], *report_schema()["$defs"]["evaluation"]["properties"]]
+    keys += report_schema()["$defs"]["gate"]["properties"]
+    assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+def test_the_documented_schema_is_the_shipped_one():
+    page = Path(__file__).parents[2] / "docs" / "reference" / "report.schema.json"
+    assert json.loads(page.read_text()) == report_schema()

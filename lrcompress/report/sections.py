@@ -68,6 +68,7 @@ def _factorised(report: Mapping[str, Any]) -> Part:
     layers = [layer for layer in report["layers"] if layer["scheme"] != "dense"]
     if not layers:
         return Note("None.")
+    trained = any("start_kappa" in layer for layer in layers)
     kept = [layer["parameters"] / math.prod(layer["dense_shape"]) for layer in layers]
     rows = [
         [
@@ -79,7 +80,7 @@ def _factorised(report: Mapping[str, Any]) -> Part:
             f"{layer['relative_error']:.4f}",
             f"{figure(layer['sigma_min'])} to {figure(layer['sigma_max'])}",
             figure(layer["kappa"]) if "kappa" in layer else "∞",
-            figure(layer.get("start_kappa")),
+            *([figure(layer.get("start_kappa"))] if trained else []),
             figure(layer["stable_rank"]),
             f"{figure(layer['dense_norm'])} → {figure(layer['norm'])}",
         ]
@@ -95,12 +96,10 @@ def _factorised(report: Mapping[str, Any]) -> Part:
             " Fine-tuning has moved the weights on: the relative error is their distance from the original ones, and "
             "the tolerance bounds each truncation on the way, not this distance."
         )
-    columns = [
-        "layer", "weight", "scheme", "ranks", "kept", "relative error", "σ_r to σ₁", "κ", "κ before training",
-        "stable rank", "‖W‖",
-    ]  # fmt: skip
+    columns = ["layer", "weight", "scheme", "ranks", "kept", "relative error", "σ_r to σ₁", "κ"]
+    columns += [*(["κ before training"] if trained else []), "stable rank", "‖W‖"]
     spans = {4: [(0.0, min(1.0, share)) for share in kept], 6: spectrum_spans(layers)}
-    return Table(caption, columns, rows, texts=(2,), spans=spans)
+    return Table(caption, columns, rows, spans=spans)
 
 
 def spectrum_spans(layers: list[Mapping[str, Any]]) -> list[Span | None]:
@@ -126,7 +125,7 @@ def _dense(report: Mapping[str, Any]) -> Part:
         for layer in report["layers"]
         if layer["scheme"] == "dense"
     ]
-    return Table("", ["layer", "kind", "weight", "why"], rows, texts=(1, 3)) if rows else Note("None.")
+    return Table("", ["layer", "kind", "weight", "why"], rows, texts=(1, 2, 3)) if rows else Note("None.")
 
 
 def _training(report: Mapping[str, Any]) -> Table:

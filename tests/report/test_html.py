@@ -11,6 +11,7 @@ from reports import Page, evaluation
 from lrcompress.artifact import Cost
 from lrcompress.models import Architecture
 from lrcompress.report import build_report, render_html, with_evaluation
+from lrcompress.report.sections import spectrum_spans
 from lrcompress.robustness import Finding
 
 NASTY = "<script>alert('x')</script> & <b>\"bold\"</b>"
@@ -224,3 +225,15 @@ def test_colours_meet_the_contrast_rules(palette):
             assert contrast(palette[text], palette[ground]) >= 4.5, (text, ground)
     for drawn, ground in (("base", "paper"), ("comp", "paper"), ("comp", "track")):
         assert contrast(palette[drawn], palette[ground]) >= 3, (drawn, ground)
+
+
+def test_condition_numbers_before_training_have_a_column_only_where_there_was_one():
+    assert "κ before training" in render_html(REPORTS["everything"]())
+    assert "κ before training" not in render_html(make_report())
+
+
+def test_singular_values_are_drawn_on_one_logarithmic_scale():
+    layers = [{"sigma_min": low, "sigma_max": high} for low, high in ((0.01, 1.0), (0.1, 100.0), (0.0, 10.0))]
+    expected = [(0.0, 0.5), (0.25, 1.0), (0.0, 0.75)]
+    assert [pytest.approx(span) for span in spectrum_spans(layers)] == expected
+    assert spectrum_spans([{"sigma_min": 0.0, "sigma_max": 0.0}]) == [None]

@@ -46,11 +46,11 @@ def report(
         raise OptionError(f"--to must be one of {', '.join(FORMATS)}, got {to}", hint="--to md")
     if as_json and output == STDOUT:
         raise OptionError("--json and -o - exclude each other: both print to stdout", hint="name a file with -o")
+    values = load_report(file)
     path = output or document_path(file, to)
     if path != STDOUT:
         # What lies beside the report is made from it and may be made again.
         check_outputs([path], overwrite=overwrite or output is None)
-    values = load_report(file)
     if path != STDOUT and path.exists() and path.samefile(file):
         raise OptionError(f"`{path}` is the report itself, which is kept", hint="name another file with -o")
     names = {name for one in values["evaluations"] for name in one["models"]["compressed"]["attacks"]}

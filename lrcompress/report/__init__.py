@@ -2,6 +2,7 @@
 
 from lrcompress.report.comparison import compare_reports, comparison_rows
 from lrcompress.report.document import build_report, report_paths, with_evaluation, with_gates
+from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
 from lrcompress.report.gates import Gate, GatePolicy, exit_code, judge, outcome_sentence, parse_gate
 from lrcompress.report.html import render_html
 from lrcompress.report.junit import render_junit
@@ -28,6 +29,7 @@ __all__ = [
     "find_fault",
     "judge",
     "load_report",
+    "ordered_attacks",
     "outcome_sentence",
     "parse_gate",
     "radius",
@@ -40,6 +42,7 @@ __all__ = [
     "render_report",
     "report_paths",
     "report_schema",
+    "share_cell",
     "verdict",
     "with_evaluation",
     "with_gates",

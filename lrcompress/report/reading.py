@@ -24,7 +24,8 @@ def load_report(path: Path) -> dict[str, Any]:
             f"no report at `{path}`: {error.strerror}", hint="reports lie beside the compressed file: out.report.json"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"`{path}` is no JSON: {error}", hint="name a report, out.report.json") from error
+        reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error
+        raise ReportError(f"`{path}` is no JSON: {reason}", hint="name a report, out.report.json") from error
     schema = values.get("schema") if isinstance(values, dict) else None
     if not isinstance(schema, int) or "evaluations" not in values:
         raise ReportError(f"`{path}` is no report of this program", hint="name a report, out.report.json")

@@ -3,14 +3,14 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 Schema = Mapping[str, Any]
 TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
-    "array": list,
+    "array": (list, tuple),  # JSON has no tuples, reports that were not written yet have
     "string": str,
     "boolean": bool,
     "number": (int, float),
@@ -40,7 +40,7 @@ def _fault(value: Any, schema: Schema, place: str) -> str:
         return f"{place} must be {allowed}, got {_short(value)}"
     if isinstance(value, dict):
         return _fault_in_object(value, schema, place)
-    return _fault_in_array(value, schema, place) if isinstance(value, list) else ""
+    return _fault_in_array(value, schema, place) if isinstance(value, list | tuple) else ""
 
 
 def _not_allowed(value: Any, schema: Schema) -> str:
@@ -67,7 +67,7 @@ def _fault_in_object(value: Mapping[str, Any], schema: Schema, place: str) -> st
     return next((fault for key, one in inside if (fault := _fault(value[key], one, f"`{key}` of {place}"))), "")
 
 
-def _fault_in_array(value: list[Any], schema: Schema, place: str) -> str:
+def _fault_in_array(value: Sequence[Any], schema: Schema, place: str) -> str:
     if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
         return f"{place} has {len(value)} entries"
     items = schema.get("items", {})

@@ -57,7 +57,9 @@ def test_compress_has_gates_too(shop):
     options = ("--arch", "net.py:build", *INPUT_OPTIONS, "--tol", "0.1", "--data", "data", "--epochs", "0")
     result = run("compress", "w.pt", *options, "-o", "new.safetensors", *fail_if("size.bytes > 1", PASSED))
     assert (result.exit_code, result.stdout) == (3, "new.safetensors\n")
-    assert [one["outcome"] for one in report_of(shop / "new.safetensors")["gates"]] == ["FAIL", "PASS"]
+    report = report_of(shop / "new.safetensors")
+    assert [one["outcome"] for one in report["gates"]] == ["FAIL", "PASS"]
+    assert report["command"] == report["evaluations"][0]["command"] != ""
 
 
 def test_without_gates_none_stand_in_the_report(shop):

@@ -89,6 +89,8 @@ def test_attacks_of_the_report_may_be_named_in_gates(folder):
 BAD = {
     "another kind": (["out.report.json", "--to", "pdf"], "--to must be one of html, md, junit, card, got pdf"),
     "not there": (["nowhere.json"], "no report at `nowhere.json`"),
+    "a folder": (["."], "no report at `.`"),
+    "no text": (["bytes.pt"], "`bytes.pt` is no JSON: it is no text"),
     "no JSON": (["text.json"], "`text.json` is no JSON"),
     "newer": (["newer.json"], "has schema 3, this program reads 2"),
     "damaged": (["damaged.json"], "has no `size`"),
@@ -101,6 +103,7 @@ BAD = {
 @pytest.mark.parametrize(("options", "words"), BAD.values(), ids=BAD.keys())
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(folder, options, words):
     (folder / "text.json").write_text("no JSON")
+    (folder / "bytes.pt").write_bytes(b"\x80\x02")
     values = json.loads((folder / "out.report.json").read_text())
     (folder / "newer.json").write_text(json.dumps(values | {"schema": 3}))
     del values["size"]

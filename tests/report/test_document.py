@@ -63,7 +63,7 @@ def test_other_questions_stand_beside_each_other(report, other):
 
 
 def test_reports_follow_the_schema_with_and_without_evaluations(report):
-    assert find_fault(json.loads(json.dumps(report))) == ""
+    assert find_fault(report) == find_fault(json.loads(json.dumps(report))) == ""
     for given in ({}, {"baseline": False}, {"attacked": False}):
         updated = with_evaluation(report, evaluation(**given), command="typed")
         assert find_fault(json.loads(json.dumps(updated))) == ""

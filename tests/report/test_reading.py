@@ -114,3 +114,29 @@ def test_a_report_of_a_newer_schema_is_not_lost(tmp_path):
     with pytest.raises(ArtifactError, match="has schema 3, this program writes 2") as refused:
         read_report(path, artifact_sha256="ab")
     assert "move the report away" in refused.value.hint
+
+
+def without(layers, key):
+    return [{name: value for name, value in layer.items() if name != key} for layer in layers]
+
+
+REPORTS = {
+    "a layer without ranks": lambda one: one.update(layers=without(one["layers"], "ranks")),
+    "a layer without weights": lambda one: one["layers"][0].update(dense_shape=[0, 4]),
+    "a log of no training": lambda one: one["recipe"].pop("fine_tuning"),
+    "distances of one model": lambda one: one["evaluations"][0]["models"]["baseline"].pop("distances"),
+    "classes at other radii": lambda one: one["evaluations"][0]["per_class"][1]["compressed"].update(worst=[0.5]),
+    "classes of one model": lambda one: one["evaluations"][0]["per_class"][1].pop("baseline"),
+    "corruptions of one model": lambda one: one["evaluations"][0]["corruptions"]["models"].update(baseline={}),
+    "other severities": lambda one: one["evaluations"][0]["corruptions"].update(severities=[1]),
+    "certified radii of one model": lambda one: one["evaluations"][0]["certified"]["models"].update(baseline=[]),
+}
+
+
+@pytest.mark.parametrize("change", REPORTS.values(), ids=REPORTS.keys())
+def test_reports_whose_parts_do_not_fit_together_are_refused(change, tmp_path):
+    report = report_with(rich_evaluation())
+    assert load_report(written(tmp_path, report)) == report
+    change(report)
+    with pytest.raises(ReportError, match="is damaged: "):
+        load_report(written(tmp_path, report))

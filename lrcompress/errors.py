@@ -46,6 +46,10 @@ class ArtifactError(LRCompressError, ValueError):
     """A file that is not a (whole, unchanged) `lrcompress` artifact."""
 
 
+class ReportError(LRCompressError, ValueError):
+    """A file that is not a (whole) report, or one that this version cannot read."""
+
+
 class OutputError(LRCompressError, OSError):
     """An output that exists already or cannot be written."""
 

@@ -7,6 +7,7 @@ import typer
 
 from lrcompress.cli.console import explain_errors
 from lrcompress.cli.evaluate import run_evaluation
+from lrcompress.cli.gates import GivenGates, gate_options
 from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @explain_errors
-@with_options(options=evaluate_options)
+@with_options(options=evaluate_options, gates=gate_options)
 def attack(
     file: ArtifactArgument,
     pgd: Annotated[
@@ -37,6 +38,7 @@ def attack(
     restarts: Annotated[int, typer.Option(help="Random restarts; the worst case of all counts.")] = 1,
     *,
     options: "EvaluateOptions",
+    gates: GivenGates,
     as_json: JsonOption = False,
 ) -> None:
     """Attack a compressed model and its original.
@@ -50,6 +52,7 @@ def attack(
       lrcompress attack out.safetensors --pgd
       lrcompress attack out.safetensors --pgd --eps 8/255,4/255 --steps 50 --restarts 2 --samples 1000 --data DIR
       lrcompress attack out.safetensors --fgsm --norm l2 --eps 0.5 --baseline resnet50.pt --json
+      lrcompress attack out.safetensors --pgd --eps 4/255 --data DIR --fail-if 'pgd@4/255.drop > 2'
     """
     from lrcompress.robustness import parse_eps, parse_norm
 
@@ -64,7 +67,8 @@ def attack(
         steps=steps,
         restarts=restarts,
     )
-    run_evaluation(file, replace(options, settings=settings), as_json=as_json)
+    policy = gates.policy(attacks=settings.attacks)
+    run_evaluation(file, replace(options, settings=settings), policy, as_json=as_json)
 
 
 def with_checks(names: list[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lrcompress.cli.console import explain_errors, explained_errors, follow_progress, print_json, stderr, typed_command
+from lrcompress.cli.gates import GivenGates, end_with_gates, gate_options, judge_report
 from lrcompress.cli.options import (
     DataOption,
     DeviceOption,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @explain_errors
-@with_options(planning=planning_options, training=training_options, load=load_options)
+@with_options(planning=planning_options, training=training_options, load=load_options, gates=gate_options)
 def compress(
     checkpoint: Annotated[
         str, typer.Argument(help="Checkpoint file, Hugging Face folder, or hub name (timm/NAME, torchvision/NAME).")
@@ -41,6 +42,7 @@ def compress(
     planning: PlanningOptions,
     training: GivenTraining,
     load: "LoadOptions",
+    gates: GivenGates,
     seed: SeedOption = 0,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Time both models, which needs both in memory at once.")
@@ -75,6 +77,7 @@ def compress(
       lrcompress compress timm/resnet50.a1_in1k --budget 0.25 --calibrate DIR
       lrcompress compress resnet50.pt --max-drop 0.5 --data DIR --epochs 0
       lrcompress compress resnet50.pt --plan out.plan.json
+      lrcompress compress resnet50.pt --tol 0.2 --data DIR --epochs 0 --fail-if 'clean.drop > 1.0'
       lrcompress compress mine.pt --arch net.py:build --arch-arg in_chans=1 --input-size 1,28,28
     """
     from lrcompress.pipeline import CompressOptions, joined_processes
@@ -88,6 +91,7 @@ def compress(
             hint=f"give {option} when the plan is made, or edit the plan",
         )
     chosen = read_plan(plan) if plan is not None else None
+    gate_policy = gates.policy()
     policy = planning.rank_policy(seed)
     settings = None
     if plan is not None:
@@ -127,7 +131,9 @@ def compress(
         return  # one of several processes, and not the one that writes
     for sentence in report["verdict"]:
         stderr().print(sentence, markup=False)
+    report = judge_report(report, gate_policy, output)
     if as_json:
         print_json(report)
     else:
         typer.echo(str(output))
+    end_with_gates(report["gates"])

@@ -1,21 +1,25 @@
 """`lrcompress evaluate`, and how any evaluation is run and told."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
+from lrcompress.cli.gates import GivenGates, end_with_gates, gate_options, judge_report
 from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import EvaluateOptions
-    from lrcompress.robustness import Evaluation
+    from lrcompress.report import GatePolicy
 
 
 @explain_errors
-@with_options(options=evaluate_options)
-def evaluate(file: ArtifactArgument, options: "EvaluateOptions", as_json: JsonOption = False) -> None:
+@with_options(options=evaluate_options, gates=gate_options)
+def evaluate(
+    file: ArtifactArgument, options: "EvaluateOptions", gates: GivenGates, as_json: JsonOption = False
+) -> None:
     """Measure clean accuracy beside the original's.
 
     On the same images; the result is added to the report.
@@ -26,48 +30,48 @@ def evaluate(file: ArtifactArgument, options: "EvaluateOptions", as_json: JsonOp
     Examples:
       lrcompress evaluate out.safetensors --data DIR
       lrcompress evaluate out.safetensors --data samples/imagenet --json
+      lrcompress evaluate out.safetensors --data DIR --fail-if 'clean.drop > 1.0'
     """
-    run_evaluation(file, options, as_json=as_json)
+    run_evaluation(file, options, gates.policy(), as_json=as_json)
 
 
-def run_evaluation(file: Path, options: "EvaluateOptions", *, as_json: bool) -> None:
-    """Evaluates an artifact and its original, and prints table, doubts, and where the report lies."""
+def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy", *, as_json: bool) -> None:
+    """Evaluates an artifact and its original, and prints table, doubts, gates, and where the report lies.
+
+    Gates are judged by this evaluation, not by earlier ones in the report.
+    """
     from lrcompress.pipeline import evaluate
     from lrcompress.report import accuracy_sentences, drop_sentences, report_paths
 
     with follow_progress() as observer:
-        evaluation, report = evaluate(file, options, observer=observer)
-    columns, rows = evaluation_rows(evaluation)
-    print_table(f"{evaluation.images} images of {evaluation.data}: accuracy [95 % interval]", columns, rows)
-    values = evaluation.to_json()
+        _, report = evaluate(file, options, observer=observer)
+    values = {key: value for key, value in report["evaluations"][-1].items() if key != "command"}
+    columns, rows = evaluation_rows(values)
+    print_table(f"{values['images']} images of {values['data']}: accuracy [95 % interval]", columns, rows)
     for sentence in (*accuracy_sentences(values), *drop_sentences(report["recipe"], values)):
         stderr().print(sentence, markup=False)
-    for finding in evaluation.findings:
-        stderr().print(f"{finding.severity.upper()}: {finding.message}", markup=False)
+    for finding in values["findings"]:
+        stderr().print(f"{finding['severity'].upper()}: {finding['message']}", markup=False)
     as_json_file, as_html_file = report_paths(file)
     stderr().print(f"report: {as_html_file}", markup=False)
+    report = judge_report(report, policy, file, latest=True)
     if as_json:
-        print_json(values)
+        print_json({**values, "gates": report["gates"]} if policy.gates else values)
     else:
         typer.echo(str(as_json_file))
+    end_with_gates(report["gates"])
 
 
-def evaluation_rows(evaluation: "Evaluation") -> tuple[list[str], list[list[str]]]:
+def evaluation_rows(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns the columns and rows of the table of an evaluation: shares with their intervals, models side by side."""
-    from lrcompress.report import radius
-    from lrcompress.robustness.evaluation import share
+    from lrcompress.report import ordered_attacks, radius, share_cell
 
-    def cell(bits: tuple[bool, ...]) -> str:
-        values = share(bits)
-        low, high = values["interval"]
-        return f"{100 * values['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
+    models = values["models"]
     titles = {"baseline": "uncompressed", "compressed": "compressed"}
-    columns = ["attack", "ε", *(titles[model.role] for model in evaluation.models)]
-    rows = [["none (clean)", "0", *(cell(model.clean) for model in evaluation.models)]]
-    for index, outcome in enumerate(evaluation.models[0].attacks):
-        for position, eps in enumerate(outcome.eps):
-            cells = [cell(model.attacks[index].robust[position]) for model in evaluation.models]
-            name = "worst case" if outcome.attack == "worst" else outcome.attack
-            rows.append([name, radius(eps, evaluation.norm), *cells])
+    columns = ["attack", "ε", *(titles[role] for role in models)]
+    rows = [["none (clean)", "0", *(share_cell(model["clean"]) for model in models.values())]]
+    for attack in ordered_attacks(values):
+        for index, row in enumerate(models["compressed"]["attacks"][attack]):
+            cells = [share_cell(model["attacks"][attack][index]) for model in models.values()]
+            rows.append(["worst case" if attack == "worst" else attack, radius(row["eps"], values["norm"]), *cells])
     return columns, rows

@@ -145,6 +145,7 @@ def _measure_and_write(
         artifact_sha256=packed.sha256,
         training_log=[record.to_json() for record in tuned.tuning.log] if tuned else None,
         latency=latency,
+        command=options.command,
     )
     if test is not None:
         observer.on_stage(f"measuring accuracy on {test.description}")

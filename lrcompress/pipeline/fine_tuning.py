@@ -19,7 +19,17 @@ from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.search import MaxDrop
 from lrcompress.pipeline.unfinished import GO_ON, UnfinishedRun, stop_on_signal, telling_how_to_go_on
-from lrcompress.plan import Budget, CompressionPlan, Decomposer, Energy, RankPolicy, Tolerance, TrainingStart, WideStart, find_layers
+from lrcompress.plan import (
+    Budget,
+    CompressionPlan,
+    Decomposer,
+    Energy,
+    RankPolicy,
+    Tolerance,
+    TrainingStart,
+    WideStart,
+    find_layers,
+)
 from lrcompress.schemes import build_layer, count_positions
 
 

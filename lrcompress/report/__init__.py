@@ -1,20 +1,49 @@
 """Stage 7: the values of all stages become documents."""
 
-from lrcompress.report.document import REPORT_SCHEMA, build_report, read_report, report_paths, with_evaluation
+from lrcompress.report.comparison import compare_reports, comparison_rows
+from lrcompress.report.document import build_report, report_paths, with_evaluation, with_gates
+from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
+from lrcompress.report.gates import Gate, GatePolicy, exit_code, judge, outcome_sentence, parse_gate
 from lrcompress.report.html import render_html
-from lrcompress.report.render import render_documents
+from lrcompress.report.junit import render_junit
+from lrcompress.report.markdown import render_markdown
+from lrcompress.report.model_card import render_model_card
+from lrcompress.report.reading import load_report, read_report
+from lrcompress.report.render import FORMATS, document_path, render_documents, render_report
+from lrcompress.report.schema import find_fault, report_schema
+from lrcompress.report.upgrade import REPORT_SCHEMA
 from lrcompress.report.verdict import accuracy_sentences, drop_sentences, radius, verdict
 
 __all__ = [
+    "FORMATS",
     "REPORT_SCHEMA",
+    "Gate",
+    "GatePolicy",
     "accuracy_sentences",
     "build_report",
+    "compare_reports",
+    "comparison_rows",
+    "document_path",
     "drop_sentences",
+    "exit_code",
+    "find_fault",
+    "judge",
+    "load_report",
+    "ordered_attacks",
+    "outcome_sentence",
+    "parse_gate",
     "radius",
     "read_report",
     "render_documents",
     "render_html",
+    "render_junit",
+    "render_markdown",
+    "render_model_card",
+    "render_report",
     "report_paths",
+    "report_schema",
+    "share_cell",
     "verdict",
     "with_evaluation",
+    "with_gates",
 ]

@@ -1,31 +1,16 @@
 """The report as one JSON value: what `out.report.json` holds and every other document is rendered from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lrcompress.artifact import Manifest
-from lrcompress.errors import ArtifactError
 from lrcompress.measure import LatencyRatio
-from lrcompress.plan import LayerRecord
+from lrcompress.report.upgrade import REPORT_SCHEMA, upgrade_evaluation
 from lrcompress.report.verdict import verdict
 from lrcompress.robustness import Evaluation
-
-REPORT_SCHEMA = 1
-REPORT_KEYS = {
-    "artifact",
-    "dtype",
-    "source",
-    "size",
-    "latency",
-    "recipe",
-    "layers",
-    "training_log",
-    "evaluations",
-    "versions",
-}
 
 
 def report_paths(artifact: Path) -> tuple[Path, Path]:
@@ -42,6 +27,7 @@ def build_report(
     artifact_sha256: str,
     training_log: list[dict[str, Any]] | None = None,
     latency: LatencyRatio | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Returns the report of an artifact, without evaluations yet.
 
@@ -52,11 +38,13 @@ def build_report(
         artifact_sha256: its hash.
         training_log: one entry per epoch of fine-tuning.
         latency: of both models, timed in turn.
+        command: that made the artifact; None if it is not known any more.
     """
     baseline, compressed = asdict(manifest.baseline), asdict(manifest.compressed) | {"bytes": artifact_bytes}
     report: dict[str, Any] = {
         "schema": REPORT_SCHEMA,
         "artifact": {"path": str(artifact), "sha256": artifact_sha256, "bytes": artifact_bytes},
+        "command": command,
         "source": dict(manifest.source),
         "architecture": asdict(manifest.architecture) | {"label": manifest.architecture.label},
         "preprocessing": manifest.preprocessing.to_json(),
@@ -67,11 +55,12 @@ def build_report(
             "compressed": compressed,
             "removed": {key: 1 - compressed[key] / baseline[key] for key in ("parameters", "bytes", "macs")},
         },
-        "latency": None if latency is None else asdict(latency),
+        "latency": None if latency is None else asdict(latency) | {"ratio_quartiles": list(latency.ratio_quartiles)},
         "recipe": dict(manifest.recipe),
         "layers": [layer.to_json() for layer in manifest.layers],
         "training_log": training_log or [],
         "evaluations": [],
+        "gates": [],
         "versions": dict(manifest.versions),
     }
     return report | {"verdict": verdict(report)}
@@ -79,33 +68,19 @@ def build_report(
 
 def with_evaluation(report: Mapping[str, Any], evaluation: Evaluation, *, command: str) -> dict[str, Any]:
     """Returns the report with an evaluation added; one of the same data, images, norm and attacks is replaced."""
-    added = evaluation.to_json() | {"command": command}
+    added = upgrade_evaluation(evaluation.to_json()) | {"command": command}
     kept = [other for other in report["evaluations"] if _question(other) != _question(added)]
-    updated = {**report, "evaluations": [*kept, added]}
+    # Gates were judged by the figures before.
+    updated = {**report, "evaluations": [*kept, added], "gates": []}
+    return updated | {"verdict": verdict(updated)}
+
+
+def with_gates(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the report with the outcomes of gates in the place of those before."""
+    updated = {**report, "gates": [dict(outcome) for outcome in outcomes]}
     return updated | {"verdict": verdict(updated)}
 
 
 def _question(evaluation: Mapping[str, Any]) -> str:
     values = [evaluation[key] for key in ("data", "images", "norm", "seed")]
     return json.dumps([*values, evaluation["settings"]["attacks"]], sort_keys=True)
-
-
-def read_report(path: Path, *, artifact_sha256: str) -> dict[str, Any] | None:
-    """Returns the report beside an artifact, None if there is none or it is about another file.
-
-    Raises:
-        ArtifactError: if a report of a newer schema lies there, which must not be lost.
-    """
-    try:
-        report = json.loads(path.read_text())
-        if report["schema"] > REPORT_SCHEMA:
-            raise ArtifactError(
-                f"`{path}` has schema {report['schema']}, this program writes {REPORT_SCHEMA}",
-                hint="upgrade lrcompress, or move the report away",
-            )
-        report["layers"] = [LayerRecord.from_json(layer).to_json() for layer in report["layers"]]  # older ones too
-        report["schema"] = REPORT_SCHEMA
-        whole = report.keys() >= REPORT_KEYS
-        return report if whole and report["artifact"]["sha256"] == artifact_sha256 else None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
-        return None

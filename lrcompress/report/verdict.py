@@ -1,24 +1,32 @@
 """What the figures say, in sentences."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Below this difference a timing says nothing, however narrow its spread.
 SAME_SPEED = 0.05
+NORM_SIGNS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 ROUNDING = 1e-9  # points; a difference of shares is not exact to the last bit
 
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Returns the sentences that open every rendering of a report: size, speed, accuracy, robustness, doubts."""
     doubts = [f"WARNING: {text}." for text in report["recipe"].get("fine_tuning", {}).get("warnings", [])]
-    sentences = [_size(report["size"]), *_ballast(report), *_guarantee(report), *doubts]
-    sentences += _speed(report.get("latency"))
+    sentences = [
+        *_gates(report.get("gates", [])),
+        _size(report["size"]),
+        *_ballast(report),
+        *_guarantee(report),
+        *doubts,
+        *_speed(report.get("latency")),
+    ]
     if not report["evaluations"]:
         return [*sentences, "Accuracy was not measured: run `lrcompress evaluate FILE --data DIR`."]
     for evaluation in report["evaluations"]:
         accuracy = [*accuracy_sentences(evaluation), *drop_sentences(report["recipe"], evaluation)]
         sentences += [sentence for sentence in accuracy if sentence not in sentences]
-        sentences += _robustness(evaluation)
+        sentences += [*_unfinished(evaluation), *_robustness(evaluation)]
         sentences += [f"{doubt['severity'].upper()}: {doubt['message']}." for doubt in evaluation["findings"]]
     return sentences
 
@@ -152,21 +160,51 @@ def drop_sentences(recipe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
 
 
 def _robustness(evaluation: Mapping[str, Any]) -> list[str]:
-    models, names = evaluation["models"], evaluation["settings"]["attacks"]
-    if not names:
-        return []
+    models, norm = evaluation["models"], evaluation["norm"]
     sentences = []
-    for index, row in enumerate(models["compressed"]["attacks"]["worst"]):
-        where = f"{'ℓ∞' if evaluation['norm'] == 'linf' else 'ℓ2'} ε = {radius(row['eps'], evaluation['norm'])}"
+    for index, row in enumerate(models["compressed"]["attacks"].get("worst", [])):
+        where = f"{NORM_SIGNS[norm]} ε = {radius(row['eps'], norm)}"
         if "baseline" not in models:
             sentences.append(f"{where}: {100 * row['accuracy']:.1f} % robust.")
             continue
         base = models["baseline"]["attacks"]["worst"][index]
-        p_value = evaluation["paired"]["worst"][index]["p_value"]
+        p_value = evaluation["paired"]["attacks"]["worst"][index]["p_value"]
         sentences.append(
             f"{where}: {100 * base['accuracy']:.1f} → {100 * row['accuracy']:.1f} % robust "
             f"({points(row['accuracy'] - base['accuracy'])}, McNemar p = {p_value:.2g})."
         )
-    settings = evaluation["settings"]
-    strength = f"{' + '.join(names)}, {settings['steps']} steps, {settings['restarts']} restart(s)"
-    return [f"Worst case of {strength}, {evaluation['images']:,} images:", *sentences]
+    opening = [f"Worst case of {strength(evaluation['settings'])}, {evaluation['images']:,} images:"]
+    return [*(opening if sentences else []), *sentences, *_distances(models)]
+
+
+def strength(settings: Mapping[str, Any]) -> str:
+    """Returns which attacks were run and how long, in words."""
+    words = [" + ".join(settings["attacks"])]
+    words += [f"{settings['steps']} steps"] if "steps" in settings else []
+    words += [f"{settings['restarts']} restart(s)"] if "restarts" in settings else []
+    return ", ".join(words)
+
+
+def _distances(models: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for name, found in models["compressed"].get("distances", {}).items():
+        medians = [model["distances"][name]["median"] for model in models.values()]
+        shown = " → ".join("none" if median is None else f"{median:.3g}" for median in medians)
+        sentences.append(f"Median size of the smallest {name} perturbation ({NORM_SIGNS[found['norm']]}): {shown}.")
+    return sentences
+
+
+def _unfinished(evaluation: Mapping[str, Any]) -> list[str]:
+    if evaluation["complete"]:
+        return []
+    asked = f" of the {evaluation['images_asked']:,} asked for" if "images_asked" in evaluation else ""
+    return [f"A time limit ended this evaluation: {evaluation['images']:,} images{asked} were finished."]
+
+
+def _gates(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not outcomes:
+        return []
+    counts = Counter(outcome["outcome"] for outcome in outcomes)
+    words = {"FAIL": "failed", "INCONCLUSIVE": "inconclusive", "PASS": "passed"}
+    told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
+    return [f"Gates: {told}."]

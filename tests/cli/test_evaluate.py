@@ -46,7 +46,8 @@ def test_the_table_has_models_side_by_side_with_intervals():
     models = tuple(
         ModelOutcome(role, "0", (True, True, True, False), attacks, 1.0) for role in ("baseline", "compressed")
     )
-    columns, rows = evaluation_rows(Evaluation("data", 4, "linf", {}, 0, models, ()))
+    values = Evaluation("data", 4, "linf", {"attacks": ["pgd"]}, 0, models, ()).to_json()
+    columns, rows = evaluation_rows(values)
     assert columns == ["attack", "ε", "uncompressed", "compressed"]
     assert rows[0] == ["none (clean)", "0", "75.00 % [30.1, 95.4]", "75.00 % [30.1, 95.4]"]
     assert rows[1] == ["worst case", "2/255", "25.00 % [4.6, 69.9]", "25.00 % [4.6, 69.9]"]

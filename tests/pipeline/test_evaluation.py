@@ -101,7 +101,7 @@ def test_an_artifact_of_the_first_schema_is_evaluated(old):
 
 def test_the_report_beside_an_artifact_of_the_first_schema_is_continued(old, shop):
     attack(old, data="data")
-    report = report_of(old)
+    report = report_of(old) | {"schema": 1}
     for layer in report["layers"]:  # as version 0.1.0 wrote it
         if "ranks" in layer:
             (layer["rank"],) = layer.pop("ranks")

@@ -6,10 +6,9 @@ from artifacts import compressed
 from networks import tiny_cnn
 from reports import evaluation
 
-from lrcompress.errors import ArtifactError
 from lrcompress.measure import LatencyRatio
 from lrcompress.models import Architecture
-from lrcompress.report import build_report, read_report, report_paths, with_evaluation
+from lrcompress.report import build_report, find_fault, report_paths, with_evaluation, with_gates
 
 LATENCY = LatencyRatio(4.0, 2.0, 0.5, (0.4, 0.6), 1, 9, "cpu, 1 threads")
 
@@ -63,23 +62,16 @@ def test_other_questions_stand_beside_each_other(report, other):
     assert [e["command"] for e in report["evaluations"]] == ["first", "second"]
 
 
-def test_a_report_is_read_again_if_it_is_about_the_same_file(report, tmp_path):
-    (tmp_path / "r.json").write_text(json.dumps(report))
-    assert read_report(tmp_path / "r.json", artifact_sha256="ab") == json.loads(json.dumps(report))
-    assert read_report(tmp_path / "r.json", artifact_sha256="cd") is None
+def test_reports_follow_the_schema_with_and_without_evaluations(report):
+    assert find_fault(report) == find_fault(json.loads(json.dumps(report))) == ""
+    for given in ({}, {"baseline": False}, {"attacked": False}):
+        updated = with_evaluation(report, evaluation(**given), command="typed")
+        assert find_fault(json.loads(json.dumps(updated))) == ""
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"[]", b"{}", b'{"schema": 1}', b'{"schema": "x"}', b"\xff\xfe\x00"]
-)
-def test_what_is_no_report_is_none(tmp_path, content):
-    if content is not None:
-        (tmp_path / "r.json").write_bytes(content)
-    assert read_report(tmp_path / "r.json", artifact_sha256="ab") is None
-
-
-def test_a_report_of_a_newer_schema_is_not_lost(report, tmp_path):
-    (tmp_path / "r.json").write_text(json.dumps(report | {"schema": report["schema"] + 1}))
-    with pytest.raises(ArtifactError, match="has schema 2, this program writes 1") as refused:
-        read_report(tmp_path / "r.json", artifact_sha256="ab")
-    assert "move the report away" in refused.value.hint
+def test_a_new_evaluation_puts_gates_away_that_were_judged_by_the_old_ones(report):
+    judged = with_gates(report, [{"outcome": "FAIL"}])
+    assert judged["verdict"][0] == "Gates: 1 failed."
+    updated = with_evaluation(judged, evaluation(), command="typed")
+    assert updated["gates"] == []
+    assert not any("Gates" in sentence for sentence in updated["verdict"])

@@ -2,6 +2,7 @@ import pytest
 from reports import evaluation
 
 from lrcompress.report import accuracy_sentences, radius, verdict
+from lrcompress.report.upgrade import upgrade_evaluation
 from lrcompress.report.verdict import points
 from lrcompress.robustness import Finding
 
@@ -26,7 +27,7 @@ def report(*evaluations, **values):
         "recipe": {"guaranteed_tol": 0.1},
         "latency": None,
     }
-    return {**base, "evaluations": [e.to_json() for e in evaluations], **values}
+    return {**base, "evaluations": [upgrade_evaluation(e.to_json()) for e in evaluations], **values}
 
 
 def test_size_and_guarantee_come_first():
@@ -143,7 +144,7 @@ def test_speed_is_told_as_it_was_measured(ratio, quartiles, words):
 
 
 def test_accuracy_is_told_with_difference_interval_and_flips():
-    (sentence,) = accuracy_sentences(evaluation().to_json())
+    (sentence,) = accuracy_sentences(upgrade_evaluation(evaluation().to_json()))
     assert sentence == (
         "Clean accuracy 90.00 → 80.00 % [58.4, 91.9] on 20 images: -10.0 points (2 images lost, "
         "0 gained, McNemar p = 0.5)."
@@ -206,3 +207,33 @@ def test_the_guarantee_is_one_before_the_rounding_of_half_precision():
     assert verdict(report(dtype="float16"))[1] == (
         "2 layers are factorised, each within a relative error of 0.1 before rounding to float16 (largest 0.0900)."
     )
+
+
+OUTCOMES = [{"outcome": "PASS"}, {"outcome": "FAIL"}, {"outcome": "PASS"}, {"outcome": "INCONCLUSIVE"}]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "first"),
+    [(OUTCOMES, "Gates: 1 failed, 1 inconclusive, 2 passed."), (OUTCOMES[:1], "Gates: 1 passed.")],
+)
+def test_gates_come_before_everything_else(outcomes, first):
+    assert verdict(report(gates=outcomes))[0] == first
+
+
+def rich_sentences(**changes):
+    values = upgrade_evaluation(evaluation().to_json()) | changes
+    return verdict({**report(), "evaluations": [values]})
+
+
+def test_an_evaluation_out_of_time_says_how_far_it_came():
+    said = rich_sentences(complete=False, images_asked=1000)
+    assert "A time limit ended this evaluation: 20 images of the 1,000 asked for were finished." in said
+    assert "A time limit ended this evaluation: 20 images were finished." in rich_sentences(complete=False)
+
+
+def test_smallest_perturbations_are_told_by_their_median():
+    values = upgrade_evaluation(evaluation().to_json())
+    for role, median in (("baseline", 0.0123), ("compressed", None)):
+        values["models"][role]["distances"] = {"fmn": {"norm": "linf", "median": median}}
+    said = verdict({**report(), "evaluations": [values]})
+    assert said[-1] == "Median size of the smallest fmn perturbation (ℓ∞): 0.0123 → none."

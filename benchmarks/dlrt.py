@@ -9,8 +9,8 @@
 
 The rows need runs/vgg11_bn.pt of train_networks.py. Every row but the first two starts from that checkpoint and trains
 for the same number of epochs on the same 54,000 images; the best epoch is chosen on the other 6,000 of the training
-split, which the checkpoint was trained on too: accuracies there flatter whatever is near it. The test split is seen
-once, at the end of each row, and nothing is chosen on it. A row that is stopped goes on from runs/dlrt/.
+split, which the checkpoint has not seen. The test split is seen once, at the end of each row, and nothing is chosen on
+it. A row that is stopped goes on from runs/dlrt/; rows of another checkpoint are measured anew, all of them.
 """
 
 import argparse
@@ -121,6 +121,7 @@ def make(name: str, row: Row, data: str) -> tuple[nn.Module, dict[str, Any]]:
         save=lambda state: save(state | {"settings": training.describe()}, state_path),
         resume=state,
     )
+    chosen = next(record for record in tuning.log if record.epoch == tuning.chosen_epoch)
     told = {
         "log": [
             {
@@ -135,7 +136,7 @@ def make(name: str, row: Row, data: str) -> tuple[nn.Module, dict[str, Any]]:
             for record in tuning.log
         ],
         "chosen_epoch": tuning.chosen_epoch,
-        "ranks": {name.removeprefix("network."): list(ranks) for name, ranks in tuning.log[-1].ranks.items()},
+        "ranks": {name.removeprefix("network."): list(ranks) for name, ranks in chosen.ranks.items()},
         "settings": training.describe(),
         "seconds": None if state else time.perf_counter() - started,
     }
@@ -195,14 +196,20 @@ def kappas(model: nn.Module) -> dict[str, float]:
 
 def rows(data: str, words: list[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    done = read_results("dlrt").get("rows", {}).get("rows", {})
+    network = json.loads(Path("runs/vgg11_bn.json").read_text())
+    done = rows_of(network)
     for name, row in ROWS.items():
         if any(word in name for word in words) if words else name not in done:
             model, told = make(name, row, data)
             figures = measure(model, load(), data) | told | {"title": row.title}
-            done = read_results("dlrt").get("rows", {}).get("rows", {}) | {name: figures}
-            network = json.loads(Path("runs/vgg11_bn.json").read_text())
+            done = rows_of(network) | {name: figures}
             write_results("dlrt", "rows", {"network": network, "epochs": EPOCHS, "rows": done})
+
+
+def rows_of(network: dict[str, Any]) -> dict[str, Any]:
+    """Returns the rows that have been measured on a network: those of another one do not belong into its table."""
+    measured = read_results("dlrt").get("rows", {})
+    return measured.get("rows", {}) if measured.get("network") == network else {}
 
 
 class Steps:

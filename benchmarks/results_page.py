@@ -296,12 +296,16 @@ def dlrt_section() -> str:
     ratios = "; ".join(f"{cost[f'step_ratio_at_{share}']:.2f} at {share} % removed" for share in ("90", "75", "50"))
     peaks = {name: f"{value / 1e6:,.0f}" for name, value in cost["peak_bytes"].items()}
     recipe = network["recipe"]
+    if recipe.get("held_out"):
+        seen = "which nothing has been trained on"
+    else:
+        seen = "which the checkpoint was trained on too, so that held-out accuracies flatter whatever is near it"
     return f"""## Fine-tuning
 
 `python benchmarks/dlrt.py rows --data DIR`: VGG11 with batch norm ({network["parameters"]:,} parameters), trained for
 {recipe["epochs"]} epochs on Fashion-MNIST by `train_networks.py`. All rows but the first two start from it and train
 for {part["epochs"]} more epochs on 54,000 images; the best epoch is chosen on the other 6,000 of the training split,
-which the checkpoint was trained on too, so that held-out accuracies flatter whatever is near it. The dense networks are
+{seen}. The dense networks are
 trained without distillation and with the same settings, which were not chosen for them.
 Clean accuracy is that of all {whole["images"]:,} test images, under attack that of
 {whole["attacked_images"]:,} of them (20 steps, 2 restarts, ℓ∞). One run each, seed 0.

@@ -47,6 +47,11 @@ NEEDS: dict[str, tuple[str, Any]] = {
     "penalty_core": ("beta", None),
     "penalty_unfolding": ("beta", None),
 }
+# Options that do nothing with another one, or with a value of it.
+IDLE_WITH: tuple[tuple[str, str, Any], ...] = (
+    ("temperature", "distill", 0.0),
+    ("crop", "crop_scale", None),
+)
 
 
 class Penalty(str, Enum):
@@ -137,13 +142,17 @@ class GivenTraining:
     def _check_needs(self) -> None:
         for name, (other, value) in NEEDS.items():
             has = self.values.get(other)
-            if other == "beta" and has is None:
+            if other == "beta" and not has:
                 has = self.values.get("max_kappa")  # drives a weight of its own
             if name in self.values and (has is None or value not in (None, has)):
                 wanted = _option(other) + (f" {value}" if value else "")
                 raise OptionError(
                     f"{_option(name)} does nothing without {wanted}", hint=f"add {wanted}, or leave it out"
                 )
+        for name, other, value in IDLE_WITH:
+            if name in self.values and other in self.values and value in (None, self.values[other]):
+                beside = _option(other) + ("" if value is None else f" {value}")
+                raise OptionError(f"{_option(name)} does nothing with {beside}", hint=f"leave out {_option(name)}")
 
     def refuse_with_plan(self) -> None:
         """Raises an error if any was given: a plan is executed without fine-tuning."""
@@ -276,7 +285,12 @@ def training_options(
     if adversarial_eps is not None:
         from lrcompress.robustness import parse_eps
 
-        given["adversarial_eps"] = parse_eps([adversarial_eps], given["adversarial_norm"] or "linf")[0]
+        radii = parse_eps([adversarial_eps], given["adversarial_norm"] or "linf", option="--adversarial-eps")
+        if len(radii) > 1:
+            raise OptionError(
+                f"--adversarial-eps is one radius, got `{adversarial_eps}`", hint="--adversarial-eps 8/255"
+            )
+        given["adversarial_eps"] = radii[0]
     return GivenTraining({name: value for name, value in given.items() if value is not None})
 
 

@@ -122,8 +122,13 @@ def parse_norm(text: str) -> Norm:
     raise OptionError(f"--norm must be one of {', '.join(NORMS)}, got {text}", hint="--norm linf")
 
 
-def parse_eps(texts: Sequence[str], norm: Norm) -> tuple[float, ...]:
+def parse_eps(texts: Sequence[str], norm: Norm, *, option: str = "--eps") -> tuple[float, ...]:
     """Returns the radii a user wrote: `8/255,4/255`, `0.03` or `0`, in pixel units.
+
+    Args:
+        texts: what was written.
+        norm: of the ball.
+        option: what errors call it.
 
     Raises:
         OptionError: if a text is no number or a radius makes no sense for images in [0, 1].
@@ -134,17 +139,17 @@ def parse_eps(texts: Sequence[str], norm: Norm) -> tuple[float, ...]:
             eps = float(Fraction(text))
         except (ValueError, ZeroDivisionError, OverflowError) as error:
             raise OptionError(
-                f"--eps must be numbers like 8/255 or 0.03, got `{text}`", hint="--eps 8/255,4/255"
+                f"{option} must be numbers like 8/255 or 0.03, got `{text}`", hint=f"{option} 8/255"
             ) from error
-        _check_eps(eps, norm)
+        _check_eps(eps, norm, option)
         radii.append(eps)
     return tuple(radii)
 
 
-def _check_eps(eps: float, norm: Norm) -> None:
+def _check_eps(eps: float, norm: Norm, option: str = "--eps") -> None:
     if not math.isfinite(eps) or eps < 0:
-        raise OptionError(f"--eps must be 0 or more, got {eps:g}", hint="--eps 8/255,4/255")
+        raise OptionError(f"{option} must be 0 or more, got {eps:g}", hint=f"{option} 8/255")
     if norm == "linf" and eps > 1:
         raise OptionError(
-            f"--eps is in units of images in [0, 1], got {eps:g}", hint=f"did you mean --eps {eps:g}/255?"
+            f"{option} is in units of images in [0, 1], got {eps:g}", hint=f"did you mean {option} {eps:g}/255?"
         )

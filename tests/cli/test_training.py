@@ -187,6 +187,7 @@ ALONE = {
     "--adversarial-steps with one": (["--adversarial", "fgsm-rs", "--adversarial-steps", "3"], "--adversarial pgd"),
     "--trades": (["--trades", "6"], "--adversarial"),
     "--penalty": (["--penalty", "paper"], "--beta"),
+    "--penalty with none": (["--penalty", "paper", "--beta", "0"], "--beta"),
     "--penalty-core": (["--penalty-core", "augmented"], "--beta"),
     "--penalty-unfolding": (["--penalty-unfolding", "both"], "--beta"),
 }
@@ -199,13 +200,27 @@ def test_an_option_that_does_nothing_without_another_one_is_refused(case):
     assert_refused(run("compress", "nowhere.pt", "--data", "X", *typed), f"{name} does nothing without {needed}")
 
 
+IDLE = {
+    "--temperature": (["--temperature", "5", "--distill", "0"], "--distill 0"),
+    "--crop": (["--crop", "4", "--crop-scale", "0.35,1"], "--crop-scale"),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_an_option_that_does_nothing_with_another_one_is_refused(name):
+    typed, other = IDLE[name]
+    refused = run("compress", "nowhere.pt", "--data", "X", *typed)
+    assert_refused(refused, f"{name} does nothing with {other}", f"leave out {name}")
+
+
 BAD = {
     "crop scale": (["--crop-scale", "small"], ["--crop-scale takes two numbers, got `small`"]),
     "crop scale, three": (["--crop-scale", "0.1,0.2,0.3"], ["--crop-scale takes two numbers"]),
     "crop scale, falling": (["--crop-scale", "1,0.5"], ["--crop-scale must be two rising areas"]),
     "RandAugment": (["--randaugment", "much"], ["--randaugment must be written as timm does"]),
-    "radius": ([*ADVERSARIAL, "--adversarial-eps", "wide"], ["eps", "wide"]),
-    "radius in 255ths": ([*ADVERSARIAL, "--adversarial-eps", "8"], ["eps"]),
+    "radius": ([*ADVERSARIAL, "--adversarial-eps", "wide"], ["--adversarial-eps must be numbers", "`wide`"]),
+    "radius in 255ths": ([*ADVERSARIAL, "--adversarial-eps", "8"], ["did you mean --adversarial-eps 8/255?"]),
+    "two radii": ([*ADVERSARIAL, "--adversarial-eps", "4/255,8/255"], ["--adversarial-eps is one radius"]),
     "share with TRADES": (
         [*ADVERSARIAL, "--trades", "6", "--adversarial-share", "0.5"],
         ["--adversarial-share must be 1 with --trades"],

@@ -285,12 +285,12 @@ def training_options(
     if adversarial_eps is not None:
         from lrcompress.robustness import parse_eps
 
-        radii = parse_eps([adversarial_eps], given["adversarial_norm"] or "linf", option="--adversarial-eps")
-        if len(radii) > 1:
+        radius, *others = parse_eps([adversarial_eps], given["adversarial_norm"] or "linf", option="--adversarial-eps")
+        if others:
             raise OptionError(
                 f"--adversarial-eps is one radius, got `{adversarial_eps}`", hint="--adversarial-eps 8/255"
             )
-        given["adversarial_eps"] = radii[0]
+        given["adversarial_eps"] = radius
     return GivenTraining({name: value for name, value in given.items() if value is not None})
 
 

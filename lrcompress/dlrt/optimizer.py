@@ -135,7 +135,7 @@ class Dlrt:
         """Goes on from a state, after the model has been given its own."""
         self.inner.load_state_dict(state["inner"])
         self.position, self.frozen = state["position"], state["frozen"]
-        self.retained = {name: tuple(ranks) for name, ranks in state["retained"].items()}
+        self._retain_({name: tuple(ranks) for name, ranks in state["retained"].items()})
         self.regulariser.betas = dict(state["betas"])
         self.ranks.thresholds = {name: tuple(values) for name, values in state["thresholds"].items()}
         self._ask_for_basis_gradients_()
@@ -147,10 +147,17 @@ class Dlrt:
             ranks = agree(choose({name: factors for name, (factors, _) in rotated.items()}))
             for name, (factors, change) in rotated.items():
                 self._move_(self.layers[name], *cut(factors, change, ranks[name]))
-        self.position, self.retained = 0, {}
+        self.position = 0
+        self._retain_({})
+
+    def _retain_(self, ranks: dict[str, tuple[int, ...]]) -> None:
+        """Keeps the ranks of before an augmentation, none after a truncation."""
+        self.retained = ranks
+        for name, layer in self.layers.items():
+            layer.extended = name in ranks
 
     def _augment_(self) -> None:
-        self.retained = {name: layer.ranks for name, layer in self.layers.items()}
+        self._retain_({name: layer.ranks for name, layer in self.layers.items()})
         with torch.no_grad():
             for layer in self.layers.values():
                 self._move_(layer, *augment(layer.factors(), _gradient(layer.U), _gradient(layer.V)))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lrcompress.errors import TrainingError
 from lrcompress.linalg import Factors, multiply_core, orthonormal_factors
 from lrcompress.nn.geometry import ConvGeometry
 from lrcompress.nn.lowrank import LowRankLayer, LowRankLinear, MatrixConv, SpatialConv, TuckerConv
@@ -41,6 +42,7 @@ class FactoredLayer(nn.Module, ABC):
         self.S = nn.Parameter(factors.S.to(**kind).contiguous())
         self.V = nn.Parameter(factors.V.to(**kind).contiguous(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        self.extended = False  # between augmentation and truncation
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -86,7 +88,16 @@ class FactoredLayer(nn.Module, ABC):
 
     @torch.no_grad()
     def fold(self) -> LowRankLayer:
-        """Returns the layer in the form that is shipped; without a core of its own U S becomes `expand`."""
+        """Returns the layer in the form that is shipped; without a core of its own U S becomes `expand`.
+
+        Raises:
+            TrainingError: if the bases are extended: half of their directions are there to be chosen from.
+        """
+        if self.extended:
+            raise TrainingError(
+                "a layer is in the middle of a DLRT cycle, its bases are extended",
+                hint="call `freeze_()` before `fold_`",
+            )
         shipped: Any = self._shipped()
         U, S, V = self.factors()
         shipped.reduce.weight.copy_(self._reduce_kernel(V))

@@ -10,7 +10,7 @@ from trainings import MIDDLES, any_scheme, batch_of, distance_from_orthonormal, 
 
 from lrcompress.dlrt import Circumstances, Dlrt, DlrtOptions
 from lrcompress.errors import OptionError, TrainingError
-from lrcompress.factorize import factorize_for_training
+from lrcompress.factorize import factorize_for_training, fold_
 from lrcompress.nn import FactoredLinear, LowRankLinear, count_shipped_parameters, factored_layers
 from lrcompress.plan import Budget, Tolerance, UniformRank, make_plan
 from lrcompress.schemes import Positions
@@ -477,6 +477,24 @@ def test_a_budget_of_macs_needs_to_know_them_and_is_then_kept():
         steps_on(model, dlrt, pixels, labels, 3)
         (first,), (inner,) = dlrt.current_ranks()["1"], dlrt.current_ranks()["4"]
         assert 0.8 * macs // 2 < first * (48 + 40) + inner * (40 + 24) + 24 * 4 <= macs // 2
+
+
+def test_a_network_in_the_middle_of_a_cycle_is_not_folded():
+    pixels, labels = batch_of(pattern_images())
+    model = low_rank_mlp(max_rank=3)
+    dlrt = Dlrt(model, settings(policy=UniformRank(3)))
+    steps_on(model, dlrt, pixels, labels, 2)
+    with pytest.raises(TrainingError, match="its bases are extended") as refused:
+        fold_(model)
+    assert "freeze_()" in refused.value.hint
+    resumed = Dlrt(low_rank_mlp(max_rank=3), settings(policy=UniformRank(3)))
+    resumed.model.load_state_dict(model.state_dict())
+    resumed.load_state_dict(dlrt.state_dict())
+    with pytest.raises(TrainingError, match="its bases are extended"):
+        fold_(resumed.model)
+    dlrt.freeze_()
+    folded = fold_(model)
+    assert [folded.get_submodule(name).expand.in_features for name in ("1", "4")] == [3, 3]
 
 
 def test_fixed_ranks_stay_while_others_adapt():

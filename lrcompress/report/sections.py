@@ -163,7 +163,7 @@ def _recipe(report: Mapping[str, Any]) -> Table:
     plan = recipe["plan"]
     rows = [["ranks", settings_text(plan)]]
     if "layer_ranks" in plan:
-        given = ", ".join(f"{pattern} {rank}" for pattern, rank in plan["layer_ranks"].items())
+        given = ", ".join(f"{pattern}: {rank}" for pattern, rank in plan["layer_ranks"].items())
         rows.append(["given ranks", given])
     if "evaluations" in plan:
         tried = "; ".join(

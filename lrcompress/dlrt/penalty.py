@@ -13,8 +13,12 @@ from lrcompress.nn import FactoredLayer
 
 # In the names of normalisation layers and of weight-standardised convolutions, torch's and timm's.
 NORMALIZATION = ("norm", "stdconv")
-# β of a layer per cycle, where a largest κ is asked for: up by the first while κ is too large, else down by the second.
-RISE, FALL, SMALLEST_BETA, LARGEST_BETA = 1.5, 0.8, 1e-4, 10.0
+# Where a largest κ is asked for: what part of it β is driven towards, so that it is reached and not only approached, and
+# what a layer's β is multiplied by at most and at least per cycle.
+AIM, RISE, FALL = 0.9, 2.0, 0.5
+# Its first value. From 1e-4 a β needs longer to be felt than many a training has steps; with AdamW, which divides by the
+# size of the gradient, more than some 0.1 hardly conditions faster.
+FIRST_BETA, SMALLEST_BETA, LARGEST_BETA = 0.01, 1e-4, 1.0
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Penalty:
         """Returns the penalty of a network."""
         start = options.beta
         if options.max_kappa is not None:
-            start = max(start, SMALLEST_BETA)
+            start = start or FIRST_BETA
         return cls(options, _is_scale_free(model, options), dict.fromkeys(layers, start))
 
     def value(self, layers: Mapping[str, FactoredLayer], retained: Mapping[str, tuple[int, ...]]) -> Float[Tensor, ""]:
@@ -61,12 +65,15 @@ class Penalty:
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def steer_(self, kappas: Mapping[str, float]) -> None:
-        """Moves the weight of each layer whose κ is to stay below the largest one that is allowed."""
+        """Moves the weight of each layer whose κ is to stay below the largest one that is allowed.
+
+        By the square of how far κ is from a little less: far away by as much as is allowed, near it by hardly anything.
+        """
         target = self.options.max_kappa
         if target is None:
             return
         for name, kappa in kappas.items():
-            factor = RISE if kappa > target else FALL
+            factor = min(max((kappa / (AIM * target)) ** 2, FALL), RISE)
             self.betas[name] = min(max(self.betas[name] * factor, SMALLEST_BETA), LARGEST_BETA)
 
     def _of_core(self, core: Float[Tensor, "g r s p"]) -> Float[Tensor, ""]:

@@ -8,7 +8,7 @@ from timm.layers import StdConv2d
 from torch import nn
 
 from lrcompress.dlrt import DlrtOptions
-from lrcompress.dlrt.penalty import FALL, LARGEST_BETA, RISE, SMALLEST_BETA, Penalty
+from lrcompress.dlrt.penalty import AIM, FALL, FIRST_BETA, LARGEST_BETA, RISE, SMALLEST_BETA, Penalty
 from lrcompress.linalg import Factors
 from lrcompress.nn import LowRankLinear, MatrixConv, TuckerConv, factored, factored_layers
 from lrcompress.plan import Tolerance
@@ -135,16 +135,23 @@ def test_the_scale_free_penalty_is_taken_exactly_where_a_normalisation_hides_the
 
 def test_weights_rise_where_the_condition_number_is_too_large_and_fall_elsewhere():
     penalty, _ = penalty_of(network(), beta=0.1, max_kappa=5.0)
-    penalty.steer_({"linear": 7.0, "kernel": 5.0, "groups": math.inf})
+    penalty.steer_({"linear": 70.0, "kernel": 1.0, "groups": math.inf})
     assert penalty.betas == pytest.approx({"linear": 0.1 * RISE, "groups": 0.1 * RISE, "kernel": 0.1 * FALL})
     for _ in range(100):
         penalty.steer_({"linear": 7.0, "kernel": 1.0})
     assert penalty.betas == pytest.approx({"linear": LARGEST_BETA, "groups": 0.1 * RISE, "kernel": SMALLEST_BETA})
 
 
+@pytest.mark.parametrize(("kappa", "factor"), [(5.0, 1 / AIM**2), (AIM * 5.0, 1.0), (4.0, 0.64 / AIM**2), (1.0, FALL)])
+def test_near_the_largest_condition_number_a_weight_hardly_moves_and_at_it_still_rises(kappa, factor):
+    penalty, _ = penalty_of(network(), beta=0.1, max_kappa=5.0)
+    penalty.steer_({"linear": kappa})
+    assert penalty.betas["linear"] == pytest.approx(0.1 * factor)
+
+
 def test_a_largest_condition_number_needs_no_weight_to_start_with():
     penalty, layers = penalty_of(network(), beta=0.0, max_kappa=5.0)
-    assert set(penalty.betas.values()) == {SMALLEST_BETA}
+    assert set(penalty.betas.values()) == {FIRST_BETA}
     assert value(penalty, layers) > 0
 
 

@@ -24,6 +24,7 @@ from lrcompress.data import ImageSet
 from lrcompress.dlrt import fine_tune_
 from lrcompress.errors import DataError, OptionError, TrainingError
 from lrcompress.factorize import factorize_for_training, fold_
+from lrcompress.linalg import Factors
 from lrcompress.nn import count_shipped_parameters, factored_layers
 from lrcompress.plan import Budget, Energy, UniformRank, make_plan
 
@@ -595,6 +596,20 @@ def test_an_annealed_budget_starts_wide_and_ends_with_what_was_asked_for(patienc
     assert all(record.parameters <= 0.3 * dense for record in result.log if record.frozen)
     if patience is None:
         assert sizes[1] > 0.3 * dense
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_short_run_conditions_the_cores_as_far_as_was_asked(norm):
+    model = low_rank_mlp(norm=norm)
+    for layer in factored_layers(model).values():
+        sigma = torch.logspace(0, -1.2, 6) * layer.S.detach().norm() / 2
+        layer.set_factors_(Factors(layer.U.detach(), torch.diag(sigma)[None, :, :, None], layer.V.detach()))
+    settings = options(policy=UniformRank(6), epochs=25, max_kappa=5.0, lr=5e-3, coefficient_steps=10)
+    result = fine_tune_(model, pattern_images(), settings)
+    start, chosen = result.log[0], result.log[result.chosen_epoch]
+    assert min(core.kappa for core in start.cores.values()) > 10
+    assert max(core.kappa for core in chosen.cores.values()) <= 5
+    assert chosen.held_out_accuracy >= start.held_out_accuracy
 
 
 def network_with_everything():

@@ -1,5 +1,6 @@
 """What a fine-tuning run tells: while it goes on, per epoch, and at its end."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +11,20 @@ from lrcompress.linalg import conditioning_penalty, core_condition_number, core_
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a progress bar shows after each step, and once more after each epoch's evaluation (`epoch_ended`)."""
+    """What a progress bar shows after each step, and once more after each epoch's evaluation (`epoch_ended`).
+
+    Attributes:
+        step: steps that are done.
+        steps: of the whole run.
+        epoch: counted from 1.
+        epochs: of the whole run.
+        loss: of the last step, or the mean of the epoch that ended.
+        held_out_accuracy: after the last epoch, in [0, 1].
+        held_out_robust_accuracy: likewise, on images perturbed by the training's own adversary; None without one.
+        mean_rank: over the layers; of Tucker-2 the output rank counts, which κ is of too.
+        parameters: of the whole model as it would be shipped.
+        epoch_ended: whether an epoch has just been evaluated.
+    """
 
     step: int
     steps: int
@@ -18,6 +32,7 @@ class TrainingProgress:
     epochs: int
     loss: float
     held_out_accuracy: float
+    held_out_robust_accuracy: float | None
     mean_rank: float
     parameters: int
     epoch_ended: bool = False
@@ -70,6 +85,13 @@ class EpochRecord:
         """Returns what the best state is chosen by: the robust accuracy where there is one."""
         return self.held_out_accuracy if self.held_out_robust_accuracy is None else self.held_out_robust_accuracy
 
+    def largest_kappa(self) -> tuple[str, float | None]:
+        """Returns the layer with the largest κ, and that κ, None if its σ_r is zero; ("", 1.0) without cores."""
+        kappas = {name: math.inf if core.kappa is None else core.kappa for name, core in self.cores.items()}
+        name = max(kappas, key=kappas.__getitem__, default="")
+        kappa = kappas.get(name, 1.0)
+        return name, kappa if math.isfinite(kappa) else None
+
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON types."""
         return asdict(self) | {"ranks": {name: list(ranks) for name, ranks in self.ranks.items()}}
@@ -90,7 +112,9 @@ class FineTuning:
         log: one record per epoch, the state before fine-tuning first.
         chosen_epoch: the epoch whose state the model now has; 0 if the start was better than all that training made.
         held_out_images: number of images the choice was made on.
+        attacked_images: how many of them were perturbed; 0 without adversarial training.
         penalty: "scale-free" or "paper", as resolved.
+        reference: held-out accuracy of the uncompressed model; None unless a largest drop was asked for.
         reached: whether the accuracy that was asked for was kept on the held-out images; None if none was.
         warnings: what makes the run doubtful, in sentences.
     """
@@ -98,9 +122,15 @@ class FineTuning:
     log: tuple[EpochRecord, ...]
     chosen_epoch: int
     held_out_images: int
+    attacked_images: int
     penalty: str
+    reference: float | None = None
     reached: bool | None = None
     warnings: tuple[str, ...] = ()
+
+    def chosen(self) -> EpochRecord:
+        """Returns the record of the chosen epoch."""
+        return next(record for record in self.log if record.epoch == self.chosen_epoch)
 
 
 def describe_cores(dlrt: Dlrt) -> dict[str, CoreRecord]:

@@ -13,11 +13,11 @@ from lrcompress.nn import FactoredLayer
 
 # In the names of normalisation layers and of weight-standardised convolutions, torch's and timm's.
 NORMALIZATION = ("norm", "stdconv")
-# Where a largest κ is asked for: what part of it β is driven towards, so that it is reached and not only approached, and
+# Where a largest κ is asked for: what part of it β is driven towards, so that it is reached and not only approached;
 # what a layer's β is multiplied by at most and at least per cycle.
 AIM, RISE, FALL = 0.9, 2.0, 0.5
-# Its first value. From 1e-4 a β needs longer to be felt than many a training has steps; with AdamW, which divides by the
-# size of the gradient, more than some 0.1 hardly conditions faster.
+# Its first value. From 1e-4 a β needs longer to be felt than many a training has steps. AdamW divides by the size of
+# the gradient: with more than some 0.1 cores are hardly conditioned faster.
 FIRST_BETA, SMALLEST_BETA, LARGEST_BETA = 0.01, 1e-4, 1.0
 
 

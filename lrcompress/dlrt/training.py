@@ -190,9 +190,17 @@ class _Run:
         self.model.eval()
         penalty = "scale-free" if self.dlrt.regulariser.scale_free else "paper"
         chosen = self.selection.chosen()
-        reached = self.target.reached(chosen.held_out_accuracy) if self.target is not None else None
-        log, warnings = tuple(self.selection.log), tuple(self.warnings)
-        return FineTuning(log, chosen.epoch, self.held_out.count, penalty, reached, warnings)
+        attacked = 0 if chosen.held_out_robust_accuracy is None else self.held_out.attacked_count
+        return FineTuning(
+            tuple(self.selection.log),
+            chosen.epoch,
+            self.held_out.count,
+            attacked,
+            penalty,
+            reference=None if self.target is None else self.target.reference,
+            reached=None if self.target is None else self.target.reached(chosen.held_out_accuracy),
+            warnings=tuple(self.warnings),
+        )
 
     def state(self) -> State:
         """Returns all that a later run needs to go on from here, as tensors and JSON types."""
@@ -343,7 +351,7 @@ class _Run:
         return patience is not None and self.dlrt.frozen and self.selection.waited >= patience and self.batch == 0
 
     def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
-        ranks = [rank for layer in self.dlrt.current_ranks().values() for rank in layer]
+        ranks = [outputs for outputs, *_ in self.dlrt.current_ranks().values()]
         self.on_progress(
             TrainingProgress(
                 step=self.step,
@@ -352,6 +360,7 @@ class _Run:
                 epochs=math.ceil(self.steps / self.steps_per_epoch),
                 loss=loss,
                 held_out_accuracy=self.selection.log[-1].held_out_accuracy,
+                held_out_robust_accuracy=self.selection.log[-1].held_out_robust_accuracy,
                 mean_rank=sum(ranks) / max(1, len(ranks)),
                 parameters=self.parameters,
                 epoch_ended=epoch_ended,

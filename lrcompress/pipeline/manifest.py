@@ -54,16 +54,28 @@ def describe_recipe(plan: CompressionPlan, options: CompressOptions, tuning: Fin
     if plan.calibration is not None:
         recipe["calibration"] = asdict(plan.calibration)
     if tuning is not None and options.training is not None:
-        chosen = next(entry for entry in tuning.log if entry.epoch == tuning.chosen_epoch)
-        recipe["fine_tuning"] = {
-            **options.training.describe(),
-            "penalty": tuning.penalty,
-            "data": options.data,
-            "chosen_epoch": tuning.chosen_epoch,
-            "held_out_images": tuning.held_out_images,
-            "held_out_accuracy": chosen.held_out_accuracy,
-            "held_out_accuracy_before": tuning.log[0].held_out_accuracy,
-            **({} if tuning.reached is None else {"target_reached": tuning.reached}),
-            **({"warnings": list(tuning.warnings)} if tuning.warnings else {}),
-        }
+        recipe["fine_tuning"] = {**options.training.describe(), "data": options.data, **_describe_tuning(tuning)}
     return recipe
+
+
+def _describe_tuning(tuning: FineTuning) -> dict[str, Any]:
+    """Returns what came of a fine-tuning, as JSON types; what does not apply is left out."""
+    start, chosen = tuning.log[0], tuning.chosen()
+    layer, kappa = chosen.largest_kappa()
+    told = {
+        "penalty": tuning.penalty,
+        "chosen_epoch": tuning.chosen_epoch,
+        "held_out_images": tuning.held_out_images,
+        "held_out_accuracy": chosen.held_out_accuracy,
+        "held_out_accuracy_before": start.held_out_accuracy,
+        "largest_kappa": {"layer": layer, "kappa": kappa},
+    }
+    if tuning.reached is not None:
+        told |= {"target_reached": tuning.reached, "held_out_accuracy_uncompressed": tuning.reference}
+    if tuning.attacked_images:
+        told |= {
+            "attacked_images": tuning.attacked_images,
+            "held_out_robust_accuracy": chosen.held_out_robust_accuracy,
+            "held_out_robust_accuracy_before": start.held_out_robust_accuracy,
+        }
+    return told | ({"warnings": list(tuning.warnings)} if tuning.warnings else {})

@@ -12,7 +12,8 @@ from lrcompress.report.reading import load_report, read_report
 from lrcompress.report.render import FORMATS, document_path, render_documents, render_report
 from lrcompress.report.schema import find_fault, report_schema
 from lrcompress.report.upgrade import REPORT_SCHEMA
-from lrcompress.report.verdict import accuracy_sentences, drop_sentences, radius, verdict
+from lrcompress.report.verdict import accuracy_sentences, drop_sentences, verdict
+from lrcompress.report.words import radius
 
 __all__ = [
     "FORMATS",

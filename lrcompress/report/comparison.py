@@ -5,7 +5,7 @@ from typing import Any
 
 from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
 from lrcompress.report.upgrade import compare_models
-from lrcompress.report.verdict import NORM_SIGNS, radius
+from lrcompress.report.words import NORM_SIGNS, radius
 
 # Settings that change what an attack does; the others only how it is run.
 NOT_STRENGTH = {"batch_size", "eps", "attacks", "suite"}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lrcompress.report.parts import Chart, Command, Curve, Example, Gallery, Note, Part, Picture, Section, Table
-from lrcompress.report.verdict import NORM_SIGNS, radius
+from lrcompress.report.words import NORM_SIGNS, points, radius
 
 ROLES = {"baseline": "uncompressed", "compressed": "compressed"}
 # More classes than this do not fit a page; the JSON has them all.
@@ -133,8 +133,12 @@ def _pair_cells(pair: Mapping[str, Any]) -> list[str]:
     if "interval" in pair:
         low, high = pair["interval"]
         interval = f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    difference = f"{100 * pair['difference'] + 0.0:+.2f} points{interval}"
-    return [difference, f"{pair['lost']:,}", f"{pair['gained']:,}", f"{pair['p_value']:.2g}"]
+    return [
+        f"{points(pair['difference'], 2)}{interval}",
+        f"{pair['lost']:,}",
+        f"{pair['gained']:,}",
+        f"{pair['p_value']:.2g}",
+    ]
 
 
 def _classes(evaluation: Mapping[str, Any]) -> Table:

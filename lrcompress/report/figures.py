@@ -10,7 +10,7 @@ from typing import Any
 
 from lrcompress.errors import OptionError
 from lrcompress.report.bounds import drop_bounds, share_bounds
-from lrcompress.report.verdict import radius
+from lrcompress.report.words import radius
 
 FIXED = ("clean.drop", "clean.accuracy", "size.parameters", "size.bytes", "size.macs", "latency.ratio")
 EXAMPLES = ("pgd@4/255.drop", "pgd@4/255.accuracy", "worst@4/255.drop", "worst@4/255.accuracy")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lrcompress.report.evaluation_parts import ordered_attacks, percent
-from lrcompress.report.verdict import radius
+from lrcompress.report.words import radius
 
 # What XML 1.0 cannot hold, not even escaped.
 FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -8,7 +8,7 @@ from typing import Any
 from lrcompress.report.evaluation_parts import accuracy_chart, percent
 from lrcompress.report.markdown import escape, part_lines
 from lrcompress.report.sections import report_sections, title
-from lrcompress.report.verdict import NORM_SIGNS, radius
+from lrcompress.report.words import NORM_SIGNS, radius
 
 # Sections of a report that a card repeats; the others are of interest to whoever compressed the model.
 CARD_SECTIONS = ("Gates", "Size and speed")

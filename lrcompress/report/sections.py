@@ -6,6 +6,8 @@ from typing import Any
 
 from lrcompress.report.evaluation_parts import evaluation_section, figure, percent, settings_text
 from lrcompress.report.parts import Command, Note, Part, Section, Span, Table
+from lrcompress.report.tuning import augmentation_settings, effective_settings
+from lrcompress.report.words import points
 
 
 def title(report: Mapping[str, Any]) -> str:
@@ -167,12 +169,15 @@ def _recipe(report: Mapping[str, Any]) -> Table:
         rows.append(["given ranks", given])
     if "evaluations" in plan:
         tried = "; ".join(
-            f"{percent(one['kept'])} of the parameters: {percent(one['accuracy'], 2)} ({-one['drop']:+.2f} points)"
+            f"{percent(one['kept'])} of the parameters: {percent(one['accuracy'], 2)} ({points(-one['drop'] / 100, 2)})"
             for one in plan["evaluations"]
         )
         rows.append(["models tried", tried])
-    for key, name in (("calibration", "calibration"), ("fine_tuning", "fine-tuning")):
-        rows += [[name, settings_text(recipe[key])]] if recipe.get(key) else []
+    if recipe.get("calibration"):
+        rows.append(["calibration", settings_text(recipe["calibration"])])
+    if tuning := recipe.get("fine_tuning"):
+        rows.append(["fine-tuning", settings_text(effective_settings(tuning))])
+        rows.append(["augmentation", settings_text(augmentation_settings(tuning)) or "none"])
     others = f", among {', '.join(source['candidates'])}" if len(source["candidates"]) > 1 else ""
     rows += [
         ["artifact SHA-256", report["artifact"]["sha256"]],

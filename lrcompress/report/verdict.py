@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrcompress.report.tuning import tuning_sentences
+from lrcompress.report.words import NORM_SIGNS, points, radius
+
 # Below this difference a timing says nothing, however narrow its spread.
 SAME_SPEED = 0.05
-NORM_SIGNS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 ROUNDING = 1e-9  # points; a difference of shares is not exact to the last bit
 
 
@@ -29,18 +31,6 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         sentences += [*_unfinished(evaluation), *_robustness(evaluation)]
         sentences += [f"{doubt['severity'].upper()}: {doubt['message']}." for doubt in evaluation["findings"]]
     return sentences
-
-
-def points(share: float) -> str:
-    """Returns a difference of shares in points, with its sign."""
-    return f"{100 * share:+.1f} points"
-
-
-def radius(eps: float, norm: str) -> str:
-    """Returns a radius as people write it: 8/255 where it is one."""
-    if norm == "linf" and abs(eps * 255 - round(eps * 255)) < 1e-6 and eps > 0:
-        return f"{round(eps * 255)}/255"
-    return f"{eps:.4g}"
 
 
 def _size(size: Mapping[str, Any]) -> str:
@@ -82,7 +72,8 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     tol = report["recipe"].get("guaranteed_tol")
     if tol is None:
         if "fine_tuning" in report["recipe"]:
-            return [f"{factorised} and fine-tuned.", *_target(report["recipe"]["fine_tuning"])]
+            tuned = tuning_sentences(report["recipe"]["fine_tuning"], report["size"]["removed"]["parameters"])
+            return [f"{factorised} and fine-tuned.", *tuned]
         metric = ""
         if calibration := report["recipe"].get("calibration"):
             count = f"{calibration['images']} " if calibration["images"] else ""  # older reports do not know
@@ -92,15 +83,6 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
     each, largest = (", each", "largest ") if several else ("", "")
     return [f"{factorised}{each} within a relative error of {tol:.6g}{rounding} ({largest}{max(errors):.4f})."]
-
-
-def _target(tuning: Mapping[str, Any]) -> list[str]:
-    """Says whether the accuracy that drove the training was kept where it was measured."""
-    if "target_reached" not in tuning:
-        return []
-    kept = "was kept" if tuning["target_reached"] else "WAS NOT KEPT"
-    held_out = f"{tuning['held_out_images']:,} images held out of training"
-    return [f"The largest drop asked for, {tuning['max_drop']:g} points, {kept} on {held_out}."]
 
 
 def _why_none(report: Mapping[str, Any]) -> str:

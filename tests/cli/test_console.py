@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import typer
@@ -6,6 +7,18 @@ import typer
 from lrcompress.cli.console import describe_training, explain_errors, fail, print_json, print_table
 from lrcompress.dlrt import TrainingProgress
 from lrcompress.errors import DataError
+
+PROGRESS = TrainingProgress(
+    step=3,
+    steps=9,
+    epoch=1,
+    epochs=3,
+    loss=0.5,
+    held_out_accuracy=0.875,
+    held_out_robust_accuracy=None,
+    mean_rank=12.4,
+    parameters=1_234_567,
+)
 
 
 def test_an_error_is_one_line_and_its_hint_another(capsys):
@@ -68,7 +81,12 @@ def test_texts_wrap_in_a_narrow_terminal_and_figures_do_not(capsys, monkeypatch)
 
 
 def test_the_training_bar_tells_loss_accuracy_ranks_and_size():
-    progress = TrainingProgress(
-        step=3, steps=9, epoch=1, epochs=3, loss=0.5, held_out_accuracy=0.875, mean_rank=12.4, parameters=1_234_567
+    assert describe_training(PROGRESS) == "epoch 1/3  loss 0.500  held-out 87.50 %  mean rank 12  1.235 M parameters"
+
+
+def test_the_training_bar_tells_whose_attack_the_images_are_perturbed_by():
+    perturbed = replace(PROGRESS, held_out_robust_accuracy=0.4125)
+    assert describe_training(perturbed) == (
+        "epoch 1/3  loss 0.500  held-out 87.50 %  perturbed by the training's own adversary 41.25 %  mean rank 12  "
+        "1.235 M parameters"
     )
-    assert describe_training(progress) == "epoch 1/3  loss 0.500  held-out 87.50 %  mean rank 12  1.235 M parameters"

@@ -21,7 +21,7 @@ from trainings import (
 )
 
 from lrcompress.data import ImageSet
-from lrcompress.dlrt import fine_tune_
+from lrcompress.dlrt import Circumstances, fine_tune_
 from lrcompress.errors import DataError, OptionError, TrainingError
 from lrcompress.factorize import factorize_for_training, fold_
 from lrcompress.linalg import Factors
@@ -439,6 +439,29 @@ def test_progress_is_reported_after_every_step():
     assert {(report.steps, report.epochs) for report in reports} == {(18, 3)}
     assert [report.epoch for report in reports] == [1] * 6 + [2] * 6 + [3] * 6
     assert all(report.loss > 0 and report.mean_rank >= 1 for report in reports)
+
+
+def test_the_accuracy_on_perturbed_images_is_reported_while_training():
+    reports = []
+    result = fine_tune_(low_rank_mlp(), pattern_images(), options(adversarial="fgsm-rs"), on_progress=reports.append)
+    ended = [report.held_out_robust_accuracy for report in reports if report.epoch_ended]
+    assert ended == [record.held_out_robust_accuracy for record in result.log[1:]]
+    assert result.attacked_images == result.held_out_images == 16
+    plain = fine_tune_(low_rank_mlp(), pattern_images(), options(), on_progress=reports.append)
+    assert (reports[-1].held_out_robust_accuracy, plain.attacked_images) == (None, 0)
+
+
+def test_of_layers_with_two_ranks_the_output_rank_counts_for_the_mean():
+    _, model = any_scheme("tucker2", rank=4)
+    reports = []
+    fine_tune_(
+        model,
+        pattern_images(size=8),
+        options(policy=UniformRank(4), max_rank=None, steps=1),
+        circumstances=Circumstances(fixed_ranks={"2": (2, 4)}),
+        on_progress=reports.append,
+    )
+    assert reports[-1].mean_rank == pytest.approx((2 + 4 + 4) / 3)
 
 
 def test_a_last_batch_of_one_image_is_not_a_step():

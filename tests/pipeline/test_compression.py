@@ -331,6 +331,38 @@ def test_a_largest_drop_is_fine_tuned_and_told(shop):
     assert report["recipe"]["fine_tuning"]["target_reached"] is True
     assert report["recipe"]["fine_tuning"]["max_drop"] == 50.0
     assert report["size"]["removed"]["parameters"] > 0.3
+    left = 100 * (1 - report["size"]["removed"]["parameters"])
+    (said,) = (sentence for sentence in report["verdict"] if "largest drop" in sentence)
+    assert "was kept on 6 images held out of training: " in said
+    assert said.endswith(f" points, with {left:.1f} % of the parameters.")
+
+
+@pytest.mark.parametrize(("asked", "words"), [(1e6, "and is reached"), (1.001, "and is NOT REACHED")])
+@pytest.mark.parametrize("scheme", ["matrix", "tucker2"])
+def test_the_condition_number_of_the_shipped_cores_is_told_where_one_is_asked_for(shop, cnn, scheme, asked, words):
+    settings = training(policy=UniformRank(3), max_kappa=asked)
+    layers = LayerOptions(scheme=scheme)
+    report = compress(
+        "cnn.pt", "cnn.safetensors", CompressOptions(load=cnn, data="data", training=settings, layers=layers)
+    )
+    (said,) = (sentence for sentence in report["verdict"] if "largest κ" in sentence)
+    assert words in said
+    largest = report["recipe"]["fine_tuning"]["largest_kappa"]
+    shipped = {layer["name"]: layer["kappa"] for layer in report["layers"] if "kappa" in layer}
+    assert largest["kappa"] == pytest.approx(max(shipped.values()), rel=1e-3)
+    assert largest["layer"] == max(shipped, key=shipped.get)
+    assert f"is {largest['kappa']:.4g} (`{largest['layer']}`)" in said
+
+
+def test_what_the_own_adversary_of_a_training_leaves_is_told(shop):
+    settings = training(adversarial="fgsm-rs", adversarial_eps=0.05)
+    report = compress(
+        "w.pt", "new.safetensors", CompressOptions(load=load_options(shop), data="data", training=settings)
+    )
+    tuning, log = report["recipe"]["fine_tuning"], report["training_log"]
+    assert tuning["held_out_robust_accuracy_before"] == log[0]["held_out_robust_accuracy"]
+    assert tuning["held_out_robust_accuracy"] == log[tuning["chosen_epoch"]]["held_out_robust_accuracy"]
+    assert sum("of 6 held-out images were right before training" in sentence for sentence in report["verdict"]) == 1
 
 
 def test_a_largest_drop_that_nothing_keeps_without_training_is_trained_for(shop):

@@ -237,3 +237,12 @@ def test_singular_values_are_drawn_on_one_logarithmic_scale():
     expected = [(0.0, 0.5), (0.25, 1.0), (0.0, 0.75)]
     assert [pytest.approx(span) for span in spectrum_spans(layers)] == expected
     assert spectrum_spans([{"sigma_min": 0.0, "sigma_max": 0.0}]) == [None]
+
+
+def test_a_model_that_was_tried_and_lost_next_to_nothing_lost_no_negative_zero():
+    report = make_report()
+    tried = {"kept": 0.5, "accuracy": 0.9, "drop": 0.001, "budget": 0.5}
+    report["recipe"]["plan"] = {"name": "max drop", "evaluations": [tried, {**tried, "drop": 1.25}]}
+    text = Page.parse(render_html(report)).text
+    assert "90.00 % (+0.00 points)" in text
+    assert "90.00 % (-1.25 points)" in text

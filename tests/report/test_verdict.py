@@ -1,9 +1,8 @@
 import pytest
 from reports import evaluation
 
-from lrcompress.report import accuracy_sentences, radius, verdict
+from lrcompress.report import accuracy_sentences, verdict
 from lrcompress.report.upgrade import upgrade_evaluation
-from lrcompress.report.verdict import points
 from lrcompress.robustness import Finding
 
 SIZE = {
@@ -48,13 +47,6 @@ def test_after_fine_tuning_no_error_is_promised():
 def test_where_no_error_is_promised_the_largest_is_told():
     said = verdict(report(recipe={"guaranteed_tol": None}))[1]
     assert said == "2 layers are factorised; their largest relative error is 0.0900."
-
-
-@pytest.mark.parametrize(("reached", "words"), [(True, "was kept"), (False, "WAS NOT KEPT")])
-def test_a_drop_that_drove_the_training_is_told_with_its_outcome(reached, words):
-    tuning = {"target_reached": reached, "max_drop": 0.5, "held_out_images": 6000}
-    sentences = verdict(report(recipe={"guaranteed_tol": None, "fine_tuning": tuning}))
-    assert f"The largest drop asked for, 0.5 points, {words} on 6,000 images held out of training." in sentences
 
 
 def test_what_makes_a_training_doubtful_is_told_after_what_was_done():
@@ -170,22 +162,6 @@ def test_robustness_is_told_radius_by_radius_with_its_strength():
 def test_doubts_are_told_beside_the_figures(attacked):
     doubt = Finding("inconclusive", "few images")
     assert verdict(report(evaluation(findings=(doubt,), attacked=attacked)))[-1] == "INCONCLUSIVE: few images."
-
-
-@pytest.mark.parametrize(
-    ("eps", "norm", "expected"),
-    [
-        (8 / 255, "linf", "8/255"), (1.0, "linf", "255/255"), (0.03, "linf", "0.03"), (0.0, "linf", "0"),
-        (0.5, "l2", "0.5"), (8 / 255, "l2", "0.03137"),
-    ],
-)  # fmt: skip
-def test_radii_are_written_as_people_do(eps, norm, expected):
-    assert radius(eps, norm) == expected
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.012, "+1.2 points"), (-0.1, "-10.0 points"), (0, "+0.0 points")])
-def test_differences_have_a_sign(share, expected):
-    assert points(share) == expected
 
 
 def test_bytes_that_are_no_weights_are_told_from_the_reduction_of_the_weights():

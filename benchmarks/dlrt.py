@@ -33,15 +33,15 @@ from torch import nn
 from lrcompress.artifact.tensors import iterate_file
 from lrcompress.checkpoint import LoadedModel, LoadOptions, load_checkpoint
 from lrcompress.data import open_images, random_subset
-from lrcompress.dlrt import Dlrt, DlrtOptions, TrainingOptions, fine_tune_
+from lrcompress.dlrt import Circumstances, Dlrt, DlrtOptions, TrainingOptions, fine_tune_
 from lrcompress.factorize import factorize, factorize_for_training, fold_
 from lrcompress.measure import count_macs, count_parameters
 from lrcompress.models import PixelModel
-from lrcompress.nn import factored_layers
+from lrcompress.nn import count_shipped_parameters, factored_layers
 from lrcompress.pipeline import LayerOptions, plan_loaded, starting_policy
-from lrcompress.plan import Budget, Calibration, make_plan
+from lrcompress.plan import Budget, Calibration, find_layers, make_plan
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models, wilson_interval
-from lrcompress.schemes import find_scheme
+from lrcompress.schemes import count_positions, find_scheme
 
 ARCH = "benchmarks/networks.py:vgg11_bn"
 FOLDER = Path("runs/dlrt")
@@ -85,6 +85,7 @@ ROWS = {
     "distilled_97": Row("DLRT + distillation", 0.03, "dlrt", {}, DISTILLED),
     "adversarial_94": Row("DLRT + adversarial training", 0.06, "dlrt", {}, DISTILLED | ADVERSARIAL),
     "dense_adversarial": Row("dense, adversarial training", None, "weights", DENSE, ADVERSARIAL),
+    "annealed_95": Row("DLRT + distillation, from twice the size", 0.05, "dlrt", {}, DISTILLED | {"anneal": 2.0}),
     "robust_95": Row("RobustDLRT, β = 0.05", 0.05, "dlrt", {"beta": 0.05}),
     "dlrt_95": Row("DLRT, β = 0", 0.05, "dlrt"),
     "fixed_95": Row("fixed ranks, all factors trained", 0.05, "weights"),
@@ -220,16 +221,17 @@ def rows_of(network: dict[str, Any]) -> dict[str, Any]:
 class Steps:
     """One training step after the other of a network, on the same batch of noise."""
 
-    def __init__(self, keep: float | None, batch_size: int = 128) -> None:
+    def __init__(self, budget: Budget | None, batch_size: int = 128) -> None:
         torch.manual_seed(0)
-        model = load().model
-        if keep is not None:
-            plan = make_plan(model, Budget(fraction=keep), input_size=(1, 28, 28))
-            model = factorize_for_training(model, plan)
+        model, size = load().model, (1, 28, 28)
+        positions = {one.name: count_positions(one.calls) for one in find_layers(model, size) if one.calls}
+        circumstances = Circumstances(positions, count_macs(model, size))
+        if budget is not None:
+            model = factorize_for_training(model, make_plan(model, budget, input_size=size))
         self.model = model.to(memory_format=torch.channels_last).train()
         self.images = torch.rand(batch_size, 1, 28, 28).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(0, 10, (batch_size,))
-        self.dlrt = Dlrt(self.model, DlrtOptions(Budget(fraction=keep or 0.999)))
+        self.dlrt = Dlrt(self.model, DlrtOptions(budget or Budget(fraction=0.999)), circumstances=circumstances)
 
     def step(self) -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -247,14 +249,30 @@ class Steps:
         return (time.perf_counter() - started) / steps
 
 
+def budgets() -> dict[str, Budget | None]:
+    """Returns what the cost of a step is measured at: shares removed of the parameters, or of both measures."""
+    macs = count_macs(load().model, (1, 28, 28))
+    return {
+        "dense": None,
+        "90": Budget(fraction=0.1),
+        "90_of_both": Budget(macs=macs // 10),  # which takes 90 % of the parameters too
+        "75": Budget(fraction=0.25),
+        "50": Budget(fraction=0.5),
+    }
+
+
 def cost(rounds: int = 8) -> dict[str, Any]:
     """Times dense and DLRT training in turn, and measures the peak memory of each in a process of its own."""
     figures: dict[str, Any] = {"batch_size": 128, "precision": "bfloat16", "rounds": rounds}
-    peaks = {name: peak_memory(name) for name in ("dense", "90", "75")}
+    measured = budgets()
+    peaks = {name: peak_memory(name) for name in measured}
     figures["peak_bytes"] = peaks
-    figures["peak_memory_ratio"] = max(peaks["90"], peaks["75"]) / peaks["dense"]
-    kept = {"90": 0.1, "75": 0.25, "50": 0.5}
-    runners = {name: Steps(keep) for name, keep in {"dense": None, **kept}.items()}
+    figures["peak_memory_ratio"] = max(peaks[name] for name in measured if name != "dense") / peaks["dense"]
+    runners = {name: Steps(budget) for name, budget in measured.items()}
+    figures["removed"] = {
+        name: 1 - count_shipped_parameters(runner.model) / count_parameters(load().model)
+        for name, runner in runners.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in runners}
     for turn in range(rounds + 1):
         for name, runner in runners.items():
@@ -262,7 +280,7 @@ def cost(rounds: int = 8) -> dict[str, Any]:
             if turn > 0:  # the first one allocates
                 times[name].append(seconds)
     figures["seconds"] = {name: statistics.median(values) for name, values in times.items()}
-    for name in kept:
+    for name in measured.keys() - {"dense"}:
         ratios = [low / dense for low, dense in zip(times[name], times["dense"], strict=True)]
         figures[f"step_ratio_at_{name}"] = statistics.median(ratios)
     return figures
@@ -275,7 +293,7 @@ def peak_memory(name: str) -> int:
 
 def memory(name: str) -> None:
     """Prints what training takes at most beyond what is there before its first step; on Linux only."""
-    runner = Steps({"dense": None, "90": 0.1, "75": 0.25}[name])
+    runner = Steps(budgets()[name])
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = _status("VmRSS")
@@ -292,7 +310,7 @@ def _status(key: str) -> int:
 
 def profile() -> dict[str, Any]:
     """Returns the share of each kind of operation in a DLRT cycle at 90 % removed."""
-    runner = Steps(0.1)
+    runner = Steps(budgets()["90"])
     runner.cycle()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         runner.cycle()
@@ -360,6 +378,7 @@ def summary() -> dict[str, Any]:
         "drop_at_97": dropped("distilled_97"),
         "removed_at_97": removed("distilled_97"),
         "step_ratio_at_90": parts.get("cost", {}).get("step_ratio_at_90"),
+        "step_ratio_at_90_of_both": parts.get("cost", {}).get("step_ratio_at_90_of_both"),
         "step_ratio_at_75": parts.get("cost", {}).get("step_ratio_at_75"),
         "peak_memory_ratio": parts.get("cost", {}).get("peak_memory_ratio"),
         "adversarial_removed": removed("adversarial_94"),

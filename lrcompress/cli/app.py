@@ -7,6 +7,7 @@ from lrcompress.cli.compare import compare
 from lrcompress.cli.compress import compress
 from lrcompress.cli.demo import demo
 from lrcompress.cli.evaluate import evaluate
+from lrcompress.cli.help import VerbWithPanels
 from lrcompress.cli.inspect import inspect
 from lrcompress.cli.plan import plan
 from lrcompress.cli.report import report
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (compress, plan, attack, evaluate, report, compare, inspect, verify, demo):
-    app.command()(verb)
+    app.command(cls=VerbWithPanels)(verb)
 
 
 @app.callback(invoke_without_command=True)

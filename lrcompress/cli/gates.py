@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrcompress.cli.console import stderr
+from lrcompress.cli.options import in_panel
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class GivenGates:
         return GatePolicy(gates, **values)
 
 
+@in_panel("Gates")
 def gate_options(
     fail_if: Annotated[
         list[str] | None,

@@ -1,13 +1,14 @@
 """Options that several verbs share, and how their texts become values."""
 
 import ast
+import copy
 import functools
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
     from lrcompress.pipeline import EvaluateOptions
 
+R = TypeVar("R")
 ArtifactArgument = Annotated[Path, typer.Argument(help="A file that `lrcompress compress` wrote.", metavar="FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout.")]
 DataOption = Annotated[
@@ -38,7 +40,34 @@ BaselineOption = Annotated[
     str | None,
     typer.Option(help="The original checkpoint; without it the recorded one is used if it is still there."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+
+
+def in_panel(title: str, *names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Shows options of a group under a title of their own in `--help`: those that are named, or all of them."""
+
+    def decorate(group: Callable[..., R]) -> Callable[..., R]:
+        signature = inspect.signature(group)
+        unknown = set(names) - signature.parameters.keys()
+        assert not unknown, f"no such options: {unknown}"
+        parameters = [
+            _under(parameter, title) if parameter.name in names or not names else parameter
+            for parameter in signature.parameters.values()
+        ]
+        changed: Any = group
+        changed.__signature__ = signature.replace(parameters=parameters)
+        return group
+
+    return decorate
+
+
+def _under(parameter: inspect.Parameter, title: str) -> inspect.Parameter:
+    kind, *metadata = get_args(parameter.annotation)
+    # Copies: other verbs show the same options elsewhere.
+    metadata = [copy.copy(option) for option in metadata]
+    for option in metadata:
+        option.rich_help_panel = title
+    return parameter.replace(annotation=Annotated[(kind, *metadata)])
 
 
 def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -69,6 +98,7 @@ def with_options(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]]
     return decorate
 
 
+@in_panel("Reading the checkpoint")
 def load_options(
     arch: Annotated[
         str | None,

@@ -15,6 +15,7 @@ from lrcompress.cli.options import (
     JsonOption,
     SeedOption,
     check_device,
+    in_panel,
     load_options,
     with_options,
 )
@@ -139,6 +140,7 @@ class PlanningOptions:
         return Tolerance(DEFAULT_TOL if self.tol is None else self.tol)
 
 
+@in_panel("Ranks and layers")
 def planning_options(
     tol: Annotated[
         float | None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrcompress.cli.options import in_panel
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ NEEDS: dict[str, tuple[str, Any]] = {
 }
 # Options that do nothing with another one, or with a value of it.
 IDLE_WITH: tuple[tuple[str, str, Any], ...] = (
+    ("label_smoothing", "distill", 1.0),
     ("temperature", "distill", 0.0),
     ("crop", "crop_scale", None),
 )
@@ -124,12 +126,20 @@ class GivenTraining:
         """Returns the settings of the fine-tuning, None without one; refuses settings that would have no effect."""
         from lrcompress.data import Augmentation
         from lrcompress.dlrt import DlrtOptions, TrainingOptions
+        from lrcompress.plan import Budget
 
         given = dict(self.values)
         if data is None or given.get("epochs") == 0:
             self._refuse()
             return None
         self._check_needs()
+        if given.get("moments") in ("floor", "transport") and given.get("optimizer") == "sgd":
+            raise OptionError(
+                f"--moments {given['moments']} is about the second moment, which sgd has not",
+                hint="--moments reset, or leave it out",
+            )
+        if "anneal" in given and (max_drop is not None or not isinstance(policy, Budget)):
+            raise OptionError("--anneal needs a budget to come down to", hint="--budget 0.1 --anneal 2")
         own = {name: given.pop(name) for name in METHOD & given.keys()}
         augmentation = {name: given.pop(name) for name in AUGMENTATION & given.keys()}
         defaults = {"epochs": DEFAULT_EPOCHS, "distill": DEFAULT_DISTILL, "max_drop": max_drop, "seed": seed}
@@ -174,6 +184,47 @@ class GivenTraining:
         return _option(f"no_{name}" if negated else name)
 
 
+@in_panel(
+    "Fine-tuning (with --data)",
+    "epochs",
+    "steps",
+    "time_limit",
+    "patience",
+    "anneal",
+    "lr",
+    "optimizer",
+    "momentum",
+    "weight_decay",
+    "clip_norm",
+    "batch_size",
+    "accumulate",
+    "precision",
+    "distill",
+    "temperature",
+    "label_smoothing",
+    "held_out",
+    "workers",
+    "frozen_fraction",
+    "warm_up",
+)
+@in_panel("Augmentation", "crop", "flip", "crop_scale", "randaugment", "mixup", "cutmix")
+@in_panel(
+    "Low-rank training",
+    "coefficient_steps",
+    "every_gradient",
+    "moments",
+    "min_rank",
+    "max_rank",
+    "beta",
+    "penalty",
+    "penalty_core",
+    "penalty_unfolding",
+    "max_kappa",
+)
+@in_panel(
+    "Adversarial training", "adversarial", "adversarial_eps", "adversarial_norm", "adversarial_steps",
+    "adversarial_share", "trades",
+)  # fmt: skip
 def training_options(
     epochs: Annotated[
         int | None,
@@ -192,7 +243,7 @@ def training_options(
         float | None, typer.Option(help="Times the budget that training starts with and comes down from (default 1).")
     ] = None,
     optimizer: Annotated[Optimizer | None, typer.Option(help="adamw (default) or sgd.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001, of sgd 0.01).")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of --optimizer sgd (default 0.9).")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of cores and dense weights (default 0).")] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,

@@ -227,5 +227,5 @@ def _make_optimizer(
     ]
     if options.optimizer == "sgd":
         nesterov = options.momentum > 0
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, nesterov=nesterov)
-    return torch.optim.AdamW(groups, lr=options.lr)
+        return torch.optim.SGD(groups, lr=options.peak_lr, momentum=options.momentum, nesterov=nesterov)
+    return torch.optim.AdamW(groups, lr=options.peak_lr)

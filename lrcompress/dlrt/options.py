@@ -10,6 +10,8 @@ from lrcompress.plan import RankPolicy
 
 PENALTIES, CORES, UNFOLDINGS = ("auto", "scale-free", "paper"), ("retained", "augmented"), ("output", "both")
 
+LEARNING_RATES = {"adamw": 1e-3, "sgd": 1e-2}
+
 
 @dataclass(frozen=True)
 class DlrtOptions:
@@ -21,7 +23,7 @@ class DlrtOptions:
         every_gradient: whether the batch that extends the bases also moves the weights, by one more optimiser step
             before the bases are extended; the published cycle throws this gradient away.
         optimizer: "adamw", or "sgd" with Nesterov momentum.
-        lr: learning rate.
+        lr: learning rate; None is 0.001 of AdamW and 0.01 of SGD.
         momentum: of SGD.
         weight_decay: of cores and dense weights; never of bases, biases and norms.
         clip_norm: largest norm of the gradient of all trained parameters; None does not clip.
@@ -45,7 +47,7 @@ class DlrtOptions:
     coefficient_steps: int = 10
     every_gradient: bool = True
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
+    lr: float | None = None
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip_norm: float | None = None
@@ -62,7 +64,9 @@ class DlrtOptions:
     def __post_init__(self) -> None:
         require(self.coefficient_steps >= 1, "--coefficient-steps", "at least 1", self.coefficient_steps)
         require(self.optimizer in ("adamw", "sgd"), "--optimizer", "adamw or sgd", self.optimizer)
-        require(math.isfinite(self.lr) and self.lr > 0, "--lr", "more than 0", self.lr)
+        if self.lr is None:
+            object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
+        require(math.isfinite(self.peak_lr) and self.peak_lr > 0, "--lr", "more than 0", self.lr)
         require(0 <= self.momentum < 1, "--momentum", "in [0, 1)", self.momentum)
         require(self.weight_decay >= 0, "--weight-decay", "0 or more", self.weight_decay)
         require(self.clip_norm is None or self.clip_norm > 0, "--clip-norm", "more than 0", self.clip_norm)
@@ -77,12 +81,31 @@ class DlrtOptions:
         require(self.max_rank is None or self.max_rank >= self.min_rank, "--max-rank", ">= --min-rank", self.max_rank)
         require(self.round_ranks >= 1, "--round-ranks", "at least 1", self.round_ranks)
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate, given or the optimiser's own."""
+        assert self.lr is not None  # set when the options are made
+        return self.lr
+
     def describe(self) -> dict[str, Any]:
         """Returns the settings as JSON types."""
         return {**vars(self), "policy": self.policy.describe()}
 
 
-def require(condition: bool, option: str, allowed: str, value: object) -> None:
-    """Raises an `OptionError` unless the condition holds."""
+# A value of each option that is allowed, for the hint; those that also depend on others have hints of their own.
+EXAMPLES = {
+    "--coefficient-steps": 10, "--optimizer": "adamw", "--lr": 0.001, "--momentum": 0.9, "--weight-decay": 0.0001,
+    "--clip-norm": 1, "--moments": "floor", "--beta": 0.01, "--penalty": "auto", "--penalty-core": "retained",
+    "--penalty-unfolding": "output", "--max-kappa": 10, "--min-rank": 1, "--max-rank": 64, "--round-ranks": 8,
+    "--epochs": 5, "--steps": 1000, "--time-limit": 600, "--patience": 3, "--anneal": 2, "--max-drop": 0.5,
+    "--batch-size": 128, "--accumulate": 2, "--frozen-fraction": 0.3, "--warm-up": 0.05, "--held-out": 0.1,
+    "--distill": 0.9, "--temperature": 3, "--label-smoothing": 0.1, "--adversarial": "fgsm-rs",
+    "--adversarial-norm": "linf", "--adversarial-eps": "8/255", "--adversarial-steps": 7, "--adversarial-share": 1,
+    "--trades": 6, "--precision": "bfloat16", "--workers": 2, "--seed": 0,
+}  # fmt: skip
+
+
+def require(condition: bool, option: str, allowed: str, value: object, *, hint: str | None = None) -> None:
+    """Raises an `OptionError` unless the condition holds; without a hint it shows a value that is allowed."""
     if not condition:
-        raise OptionError(f"{option} must be {allowed}, got {value}", hint="lrcompress compress --help")
+        raise OptionError(f"{option} must be {allowed}, got {value}", hint=hint or f"{option} {EXAMPLES[option]}")

@@ -90,6 +90,7 @@ class TrainingOptions:
             "the policy of a training that max_drop drives",
             "a Budget",
             self.dlrt.policy,
+            hint="policy=Budget(fraction=0.999)",
         )
         require(self.batch_size >= 2, "--batch-size", "at least 2", self.batch_size)
         require(1 <= self.accumulate <= self.batch_size // 2, "--accumulate", "1 to half the batch", self.accumulate)
@@ -107,11 +108,13 @@ class TrainingOptions:
                 self.adversarial_eps)  # fmt: skip
         require(self.adversarial_steps >= 1, "--adversarial-steps", "at least 1", self.adversarial_steps)
         require(0 < self.adversarial_share <= 1, "--adversarial-share", "in (0, 1]", self.adversarial_share)
-        require(self.trades == 0 or self.adversarial is not None, "--trades", "with --adversarial", self.trades)
+        require(self.trades == 0 or self.adversarial is not None, "--trades", "with --adversarial", self.trades,
+                hint="--adversarial pgd")  # fmt: skip
         require(self.trades == 0 or self.adversarial_share == 1, "--adversarial-share", "1 with --trades",
                 self.adversarial_share)  # fmt: skip
         require(self.trades >= 0 and math.isfinite(self.trades), "--trades", "0 or more", self.trades)
         require(self.precision in ("float32", "bfloat16"), "--precision", "float32 or bfloat16", self.precision)
+        require(self.seed >= 0, "--seed", "0 or more", self.seed)
         require(self.workers >= 0, "--workers", "0 or more", self.workers)
 
     def annealing(self, adaptive_steps: float) -> Annealing | None:

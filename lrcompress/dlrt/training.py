@@ -153,6 +153,8 @@ class _Run:
         self, save: Callable[[State], bool | None], resume: State | None, is_stopped: Callable[[], bool]
     ) -> FineTuning:
         if resume is None:
+            for doubt in self._doubts():
+                self._warn_(doubt)
             self._evaluate_(epoch=0, loss=None)
         else:
             self._restore_(resume)
@@ -264,7 +266,7 @@ class _Run:
         check_labels(labels, self.classes)
         self.model.train()
         for group in self.dlrt.inner.param_groups:
-            group["lr"] = self.options.dlrt.lr * self.schedule.lr_factor(position)
+            group["lr"] = self.options.dlrt.peak_lr * self.schedule.lr_factor(position)
         pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
         labels = labels.to(self.device)
         images = round(total(len(pixels), self.device))
@@ -303,6 +305,20 @@ class _Run:
                 f"training has diverged: `{name}` is not finite after step {self.step} of {self.steps}",
                 hint="lower --lr or --beta",
             )
+
+    def _doubts(self) -> list[str]:
+        """Returns what makes the settings doubtful for so many images."""
+        batch, images, cycle = self.options.batch_size, len(self.images), self.options.dlrt.coefficient_steps + 1
+        doubts = []
+        if batch > images:
+            doubts.append(f"a batch of {batch} is more than the {images} training images: each epoch is a single step")
+        adaptive = self.schedule.frozen_from
+        if adaptive < cycle and self.dlrt.layers:
+            doubts.append(
+                f"only {adaptive} of {self.steps} steps come before ranks and bases are frozen, a cycle has {cycle}: "
+                "they hardly adapt; train longer, or lower the coefficient steps"
+            )
+        return doubts
 
     def _warn_(self, message: str) -> None:
         if message:

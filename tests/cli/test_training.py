@@ -38,7 +38,7 @@ OPTIONS = {
     "steps": (["--steps", "11"], {"steps": 11}),
     "time_limit": (["--time-limit", "60"], {"time_limit": 60.0}),
     "patience": (["--patience", "3"], {"patience": 3}),
-    "anneal": (["--anneal", "3"], {"anneal": 3.0}),
+    "anneal": (["--budget", "0.1", "--anneal", "3"], {"anneal": 3.0}),
     "optimizer": (["--optimizer", "sgd"], {"dlrt.optimizer": "sgd"}),
     "lr": (["--lr", "0.5"], {"dlrt.lr": 0.5}),
     "momentum": (["--optimizer", "sgd", "--momentum", "0.5"], {"dlrt.momentum": 0.5}),
@@ -201,6 +201,7 @@ def test_an_option_that_does_nothing_without_another_one_is_refused(case):
 
 
 IDLE = {
+    "--label-smoothing": (["--label-smoothing", "0.1", "--distill", "1"], "--distill 1.0"),
     "--temperature": (["--temperature", "5", "--distill", "0"], "--distill 0"),
     "--crop": (["--crop", "4", "--crop-scale", "0.35,1"], "--crop-scale"),
 }
@@ -230,6 +231,10 @@ BAD = {
     "steps": (["--steps", "0"], ["--steps must be at least 1"]),
     "learning rate": (["--lr", "nan"], ["--lr must be more than 0, got nan"]),
     "two policies": (["--budget", "0.1", "--tol", "0.1"], ["exclude each other"]),
+    "moments of SGD": (["--optimizer", "sgd", "--moments", "floor"], ["--moments floor is about the second moment"]),
+    "annealing a tolerance": (["--tol", "0.1", "--anneal", "2"], ["--anneal needs a budget", "--budget 0.1"]),
+    "annealing a drop": (["--max-drop", "1", "--anneal", "2"], ["--anneal needs a budget"]),
+    "patience": (["--patience", "0"], ["--patience must be at least 1, got 0", "hint: --patience 3"]),
     "drop": (["--max-drop", "0"], ["--max-drop"]),
     "drop with budget": (["--max-drop", "1", "--budget", "0.1"], ["exclude each other"]),
 }
@@ -239,6 +244,27 @@ BAD = {
 def test_a_value_that_cannot_be_is_refused_before_anything_is_read(case):
     typed, words = BAD[case]
     assert_refused(run("compress", "nowhere.pt", "--data", "X", *typed), *words)
+
+
+def test_a_seed_is_not_negative():
+    refused = run("compress", "nowhere.pt", "--data", "X", "--seed", "-1")
+    assert refused.exit_code == 2
+    assert "--seed" in refused.stderr
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-3), ("sgd", 1e-2)])
+def test_each_optimiser_has_a_learning_rate_of_its_own(asked, optimizer, rate):
+    assert asked("--data", "data", "--optimizer", optimizer).training.dlrt.lr == rate
+    assert asked("--data", "data", "--optimizer", optimizer, "--lr", "0.3").training.dlrt.lr == 0.3
+
+
+def test_the_help_has_the_options_under_titles():
+    text = run("compress", "--help", env={"COLUMNS": "100", "TERM": "dumb"}).stdout
+    titles = ["Arguments", "Options", "Ranks and layers", "Fine-tuning (with --data)", "Adversarial training", "Gates"]
+    places = [text.index(f"\n{title}:\n") for title in titles]
+    assert places == sorted(places)
+    assert places[1] < text.index("\n  --data") < text.index("\n  -h, --help") < places[2] < text.index("\n  --budget")
+    assert places[3] < text.index("\n  --epochs") < places[4] < text.index("\n  --trades") < places[5]
 
 
 @pytest.mark.parametrize("name", ["optimizer", "penalty", "penalty_core", "penalty_unfolding", "moments", "precision"])

@@ -1,10 +1,12 @@
 import dataclasses
+import inspect
 import json
 
 import pytest
 from trainings import construct
 
-from lrcompress.dlrt import DlrtOptions
+from lrcompress.dlrt import DlrtOptions, TrainingOptions
+from lrcompress.dlrt.options import EXAMPLES
 from lrcompress.errors import OptionError
 from lrcompress.plan import Budget, Energy, Tolerance, UniformRank
 
@@ -96,3 +98,16 @@ def test_the_description_has_every_setting_as_json_has_it(policy, described):
     assert (values["beta"], values["max_rank"], values["clip_norm"]) == (0.25, 7, None)
     assert values.keys() == {field.name for field in dataclasses.fields(DlrtOptions)}
     assert json.loads(json.dumps(values, allow_nan=False)) == values
+
+
+def test_every_example_of_a_hint_is_a_value_that_is_allowed():
+    fields = dict.fromkeys(inspect.signature(DlrtOptions).parameters, DlrtOptions)
+    fields |= dict.fromkeys(inspect.signature(TrainingOptions).parameters, TrainingOptions)
+    for option, example in EXAMPLES.items():
+        name = option.removeprefix("--").replace("-", "_")
+        given = {name: 8 / 255 if example == "8/255" else example}
+        if fields[name] is DlrtOptions:
+            DlrtOptions(Tolerance(0.1), **given)
+        else:
+            needed = {"adversarial": "pgd"} if name == "trades" else {}
+            TrainingOptions(DlrtOptions(Budget(fraction=0.5)), **needed, **given)

@@ -92,6 +92,22 @@ def test_ranks_stay_within_the_bounds_and_remove_parameters(max_rank):
     assert {name: layer.ranks for name, layer in factored_layers(model).items()} == dict(result.log[-1].ranks)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 4096, "coefficient_steps": 1, "epochs": 8}, "each epoch is a single step"),
+        ({"steps": 8, "coefficient_steps": 10}, "they hardly adapt"),
+        ({"coefficient_steps": 1}, None),
+    ],
+)
+def test_settings_that_make_little_sense_for_so_many_images_are_told(settings, said):
+    told = []
+    result = fine_tune_(low_rank_mlp(), pattern_images(), options(**settings), on_warning=told.append)
+    doubts = [text for text in told if "single step" in text or "hardly adapt" in text]
+    assert [said in text for text in doubts] == ([] if said is None else [True])
+    assert set(doubts) <= set(result.warnings)
+
+
 def test_ranks_never_fall_below_the_smallest():
     result = fine_tune_(low_rank_mlp(), pattern_images(), options(tol=0.9, min_rank=3))
     assert all(rank >= 3 for record in result.log for (rank,) in record.ranks.values())

@@ -1,10 +1,11 @@
 """Starts, steps and projections of attacks in ℓp balls around images in [0, 1]."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lrcompress.perturb.norms import Norm
+from lrcompress.perturb.draws import normal, uniform
+from lrcompress.perturb.norms import Norm, perturbation_sizes
 
 Images = Float[Tensor, "n c h w"]
 
@@ -33,9 +34,50 @@ def random_start(
     return (images + delta[first : first + len(images)].to(images)).clamp(0, 1)
 
 
-def ascend(moved: Images, gradient: Images, size: float, norm: Norm) -> Images:
-    """Returns the images one step of a given size up a gradient: its sign in ℓ∞, its direction in ℓ2."""
-    return moved + size * (gradient.sign() if norm == "linf" else _unit(gradient))
+def seeded_start(images: Images, eps: float, norm: Norm, *, seeds: Int[Tensor, "n"], at_radius: bool = False) -> Images:
+    """Returns images drawn from the ball around each image, each by its own seed (see `perturb.draws`).
+
+    Uniformly in ℓ∞, in a random direction and radius otherwise.
+
+    Args:
+        images: in [0, 1].
+        eps: radius in the same units.
+        norm: of the ball.
+        seeds: one per image, on the images' device.
+        at_radius: whether all the radius is used in ℓ2 and ℓ1.
+    """
+    shape, count = images.shape, images[0].numel()
+    if norm == "linf":
+        delta = eps * (2 * uniform(seeds, count).view(shape) - 1)
+    else:
+        # Gaussian directions are uniform in ℓ2, double exponential ones in ℓ1.
+        drawn = normal(seeds, count) if norm == "l2" else _laplace(uniform(seeds, count))
+        delta = eps * drawn.view(shape) / perturbation_sizes(drawn.view(shape), norm)[:, None, None, None]
+        if not at_radius:
+            delta = delta * uniform(seeds, 1, stream=1)[:, :, None, None]
+    return project(images + delta.to(images.dtype), images, eps, norm)
+
+
+def ascend(moved: Images, gradient: Images, size: float | Tensor, norm: Norm) -> Images:
+    """Returns the images one step up a gradient: along its sign in ℓ∞, its direction in ℓ2, its largest entries in ℓ1.
+
+    Args:
+        moved: the images.
+        gradient: of what is to rise.
+        size: of the step, for all images or of shape (n, 1, 1, 1).
+        norm: of the ball.
+
+    Source: for ℓ1 Tramèr, Boneh 2019 (arXiv 1904.13000), with a hundredth of the entries.
+    """
+    if norm == "linf":
+        return moved + size * gradient.sign()
+    if norm == "l2":
+        return moved + size * _unit(gradient)
+    flat = gradient.flatten(1)
+    count = max(1, flat.shape[1] // 100)
+    largest = flat.abs().topk(count, dim=1).indices
+    chosen = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign() / count)
+    return moved + size * chosen.view_as(gradient)
 
 
 def project(moved: Images, images: Images, eps: float, norm: Norm) -> Images:
@@ -43,10 +85,36 @@ def project(moved: Images, images: Images, eps: float, norm: Norm) -> Images:
     delta = moved - images
     if norm == "linf":
         delta = delta.clamp(-eps, eps)
-    else:
+    elif norm == "l2":
         sizes = delta.flatten(1).norm(dim=1)[:, None, None, None]
         delta = delta * (eps / sizes.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1)
+    else:
+        delta = _onto_l1_ball(delta, eps)
     return (images + delta).clamp(0, 1)
+
+
+def _onto_l1_ball(delta: Images, eps: float) -> Images:
+    """Returns the nearest points of the ball: all entries shrunk by what makes their sum right.
+
+    Source: Duchi et al. 2008, Efficient projections onto the ℓ1-ball.
+    """
+    sizes = delta.flatten(1).abs()
+    falling = sizes.sort(dim=1, descending=True).values
+    excess = falling.cumsum(1) - eps
+    ranks = torch.arange(1, falling.shape[1] + 1, device=delta.device)
+    last = (falling * ranks > excess).sum(1).clamp_min(1)
+    cut = (excess.gather(1, last[:, None] - 1) / last[:, None]).clamp_min(0)
+    left = (sizes - cut).clamp_min(0)
+    left = left * (eps / left.sum(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1)  # of rounding
+    shrunk = delta.sign() * left.view_as(delta)
+    # What lies within already stays as it is, to the last bit.
+    inside = (sizes.sum(1) <= eps)[:, None, None, None]
+    return torch.where(inside, delta, shrunk)
+
+
+def _laplace(uniform: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    centred = uniform - 0.5
+    return -centred.sign() * torch.log1p(-2 * centred.abs().clamp_max(0.5 - 1e-7))
 
 
 def _unit(vectors: Images) -> Images:

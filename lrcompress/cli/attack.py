@@ -1,6 +1,7 @@
 """`lrcompress attack`."""
 
 from dataclasses import replace
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from lrcompress.pipeline import EvaluateOptions
 
 
+class Suite(str, Enum):
+    """What `--suite` takes."""
+
+    QUICK = "quick"
+    STANDARD = "standard"
+    FULL = "full"
+
+
 @explain_errors
 @with_options(options=evaluate_options, gates=gate_options)
 def attack(
@@ -25,17 +34,31 @@ def attack(
     fgsm: Annotated[bool, typer.Option("--fgsm", help="The fast gradient (sign) method.")] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Random noise: not an attack, a floor for attacks.")] = False,
     attacks: Annotated[
-        list[str] | None, typer.Option("--attack", help="An attack by name: noise, fgsm, pgd; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--attack",
+            metavar="NAME",
+            help="An attack by name: noise, fgsm, pgd, apgd-ce, apgd-dlr, apgd-t, square, deepfool, fmn, ddn, cw, or a "
+            "class of foolbox, L2FMNAttack:steps=200 for example; may be repeated.",
+        ),
     ] = None,
-    norm: Annotated[str, typer.Option(help="Of the perturbation: linf or l2.")] = "linf",
+    suite: Annotated[
+        Suite | None,
+        typer.Option(
+            help="Several attacks: quick (noise, FGSM, PGD), standard (APGD-CE and APGD-DLR too), full (targeted APGD, "
+            "Square, DeepFool, FMN too); those that do not fit the norm are left out."
+        ),
+    ] = None,
+    norm: Annotated[str, typer.Option(help="Of the perturbation: linf, l2 or l1.")] = "linf",
     eps: Annotated[
         list[str] | None,
         typer.Option(
             help="Radii in pixel units of images in [0, 1], as 8/255,4/255 (default 1, 2, 4, 8/255; ℓ2: 0.1 to 1)."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of PGD.")] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of PGD and APGD.")] = 20,
     restarts: Annotated[int, typer.Option(help="Random restarts; the worst case of all counts.")] = 1,
+    queries: Annotated[int, typer.Option(help="Queries of Square.")] = 1000,
     *,
     options: "EvaluateOptions",
     gates: GivenGates,
@@ -54,11 +77,13 @@ def attack(
       lrcompress attack out.safetensors --fgsm --norm l2 --eps 0.5 --baseline resnet50.pt --json
       lrcompress attack out.safetensors --pgd --eps 4/255 --data DIR --fail-if 'pgd@4/255.drop > 2'
     """
-    from lrcompress.robustness import parse_eps, parse_norm
+    from lrcompress.robustness import ATTACKS, SUITES, parse_eps, parse_norm
 
     flags = (("pgd", pgd), ("fgsm", fgsm), ("noise", noise))
     names = [name for name, wanted in flags if wanted] + list(attacks or ())
     known_norm = parse_norm(norm)
+    if suite is not None:
+        names += [name for name in SUITES[suite.value] if known_norm in ATTACKS[name].norms]
     settings = replace(
         options.settings,
         attacks=with_checks(names or ["pgd"]),
@@ -66,19 +91,21 @@ def attack(
         eps=parse_eps(eps or (), known_norm),
         steps=steps,
         restarts=restarts,
+        queries=queries,
     )
     policy = gates.policy(attacks=settings.attacks)
     run_evaluation(file, replace(options, settings=settings), policy, as_json=as_json)
 
 
 def with_checks(names: list[str]) -> tuple[str, ...]:
-    """Returns the attacks in order of cost, noise and FGSM added to PGD: where they beat it, PGD was too weak.
+    """Returns the attacks in order of cost, with noise and FGSM beside iterated ones, whose strength they check.
 
     >>> with_checks(["pgd"])
     ('noise', 'fgsm', 'pgd')
-    >>> with_checks(["fgsm"])
-    ('fgsm',)
+    >>> with_checks(["square", "fgsm"])
+    ('fgsm', 'square')
     """
-    order = ("noise", "fgsm", "pgd")
-    wanted = set(names) | (set(order) if "pgd" in names else set())
+    iterated = any(name.startswith(("pgd", "apgd")) for name in names)
+    order = ("noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square")
+    wanted = dict.fromkeys(("noise", "fgsm", *names) if iterated else names)
     return tuple(sorted(wanted, key=lambda name: order.index(name) if name in order else len(order)))

@@ -1,7 +1,6 @@
 """Reports of older versions of this program in the form of this one."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from lrcompress.plan import LayerRecord
@@ -71,8 +70,7 @@ def compare_models(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[
 
 def _pair(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     one, other = ([bit == "1" for bit in row["bits"]] for row in (first, second))
-    difference = (second["correct"] - first["correct"]) / len(one)
-    return {"difference": difference} | asdict(compare_paired(one, other))
+    return compare_paired(one, other).to_json()
 
 
 def _check(message: str) -> str:

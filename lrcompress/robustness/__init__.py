@@ -1,14 +1,16 @@
 """Stage 6: attacks on the compressed and the uncompressed model, on the same images, with intervals and checks."""
 
-from lrcompress.robustness.attacks import ATTACKS, AttackSettings, parse_eps, parse_norm
+from lrcompress.robustness.attacks import ATTACKS, SUITES, AttackSettings, find_attack, parse_eps, parse_norm
 from lrcompress.robustness.evaluate import EvaluatedModel, evaluate_models
-from lrcompress.robustness.evaluation import AttackOutcome, Evaluation, Finding, ModelOutcome
+from lrcompress.robustness.evaluation import AttackOutcome, Distances, Evaluation, Finding, ModelOutcome
 from lrcompress.robustness.statistics import McNemar, compare_paired, wilson_interval
 
 __all__ = [
     "ATTACKS",
+    "SUITES",
     "AttackOutcome",
     "AttackSettings",
+    "Distances",
     "EvaluatedModel",
     "Evaluation",
     "Finding",
@@ -16,6 +18,7 @@ __all__ = [
     "ModelOutcome",
     "compare_paired",
     "evaluate_models",
+    "find_attack",
     "parse_eps",
     "parse_norm",
     "wilson_interval",

@@ -1,20 +1,27 @@
 """The table of attacks and their settings."""
 
+import difflib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib import metadata
 from typing import Any
 
 from lrcompress.errors import OptionError
 from lrcompress.perturb import Norm
+from lrcompress.robustness.apgd import Apgd, ApgdDlr, ApgdTargeted
+from lrcompress.robustness.iterated import IteratedAttack
+from lrcompress.robustness.pgd import Fgsm, Noise, Pgd, relative_stepsize
+from lrcompress.robustness.square import Square
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 DEFAULT_EPS: dict[Norm, tuple[float, ...]] = {
     "linf": (1 / 255, 2 / 255, 4 / 255, 8 / 255),
     "l2": (0.1, 0.25, 0.5, 1.0),
+    "l1": (1.0, 2.0, 5.0, 10.0),
 }
+TARGETS = 9  # of targeted APGD, as in AutoAttack
 
 
 @dataclass(frozen=True)
@@ -23,30 +30,82 @@ class AttackKind:
 
     Attributes:
         title: for people.
-        foolbox: name of the class in foolbox, by norm.
-        iterated: whether the number of steps applies.
-        random: whether restarts differ.
+        norms: of the balls it works in.
+        make: builds it for a ball and the number of a run; None for those that look for the nearest mistake.
+        runs: how often each image is attacked, each time otherwise.
+        classes: the smallest number of classes it makes sense for.
+        foolbox: name of foolbox's class by norm, of attacks that are taken from there.
+        options: of foolbox's class.
     """
 
     title: str
-    foolbox: dict[Norm, str]
-    iterated: bool
-    random: bool
+    norms: tuple[Norm, ...]
+    make: "Callable[[AttackSettings, float, int], IteratedAttack] | None" = None
+    runs: "Callable[[AttackSettings, int], int]" = lambda settings, classes: 1
+    classes: int = 2
+    foolbox: Mapping[Norm, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _restarts(settings: "AttackSettings", classes: int) -> int:
+    return settings.restarts
+
+
+def _targets(settings: "AttackSettings", classes: int) -> int:
+    return min(TARGETS, classes - 1)
 
 
 # In order of their cost; the cheap ones are the sanity check of the expensive one.
 ATTACKS: dict[str, AttackKind] = {
-    "noise": AttackKind(
-        "random noise",
-        {"linf": "LinfAdditiveUniformNoiseAttack", "l2": "L2ClippingAwareAdditiveGaussianNoiseAttack"},
-        iterated=False,
-        random=True,
+    "noise": AttackKind("random noise", NORMS, lambda s, eps, run: Noise(eps, s.norm), _restarts),
+    "fgsm": AttackKind("FGSM", NORMS, lambda s, eps, run: Fgsm(eps, s.norm)),
+    "pgd": AttackKind("PGD", NORMS, lambda s, eps, run: Pgd(eps, s.norm, s.steps), _restarts),
+    "apgd-ce": AttackKind("APGD-CE", ("linf", "l2"), lambda s, eps, run: Apgd(eps, s.norm, s.steps), _restarts),
+    "apgd-dlr": AttackKind(
+        "APGD-DLR", ("linf", "l2"), lambda s, eps, run: ApgdDlr(eps, s.norm, s.steps), _restarts, classes=3
     ),
-    "fgsm": AttackKind(
-        "FGSM", {"linf": "LinfFastGradientAttack", "l2": "L2FastGradientAttack"}, iterated=False, random=False
+    "apgd-t": AttackKind(
+        "targeted APGD-DLR",
+        ("linf", "l2"),
+        lambda s, eps, run: ApgdTargeted(eps, s.norm, s.steps, rank=run + 1),
+        _targets,
+        classes=4,
     ),
-    "pgd": AttackKind("PGD", {"linf": "LinfPGD", "l2": "L2PGD"}, iterated=True, random=True),
+    "square": AttackKind("Square", ("linf",), lambda s, eps, run: Square(eps, s.norm, s.queries)),
+    "deepfool": AttackKind(
+        "DeepFool", ("linf", "l2"), foolbox={"linf": "LinfDeepFoolAttack", "l2": "L2DeepFoolAttack"}
+    ),
+    "fmn": AttackKind("FMN", NORMS, foolbox={"linf": "LInfFMNAttack", "l2": "L2FMNAttack", "l1": "L1FMNAttack"}),
+    "ddn": AttackKind("DDN", ("l2",), foolbox={"l2": "DDNAttack"}),
+    "cw": AttackKind("Carlini-Wagner", ("l2",), foolbox={"l2": "L2CarliniWagnerAttack"}),
 }
+# What `--suite` stands for; attacks that do not work in the norm or for so few classes are left out.
+SUITES: dict[str, tuple[str, ...]] = {
+    "quick": ("noise", "fgsm", "pgd"),
+    "standard": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr"),
+    "full": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "deepfool", "fmn"),
+}
+
+
+def find_attack(name: str) -> AttackKind:
+    """Returns a row of the table, or one for an attack of foolbox: its class, and `:option=value,…` for its options.
+
+    Raises:
+        OptionError: if there is no such attack, or it does not have the options.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    from lrcompress.robustness.foolbox_adapter import find_foolbox_attack, foolbox_attacks
+
+    class_name, _, texts = name.partition(":")
+    if class_name in foolbox_attacks():
+        norm, options = find_foolbox_attack(class_name, texts)
+        return AttackKind(class_name, (norm,), foolbox={norm: class_name}, options=options)
+    near = difflib.get_close_matches(class_name, [*ATTACKS, *foolbox_attacks()], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(ATTACKS)}, and foolbox's classes"
+    if class_name in ATTACKS:
+        hint = "only foolbox's classes take options: --attack L2FMNAttack:steps=200"
+    raise OptionError(f"no attack named `{name}`", hint=hint)
 
 
 @dataclass(frozen=True)
@@ -54,11 +113,12 @@ class AttackSettings:
     """Which attacks, how strong, how long.
 
     Attributes:
-        attacks: names from `ATTACKS`; none measures clean accuracy only.
-        norm: "linf" or "l2".
+        attacks: names that `find_attack` knows; none measures clean accuracy only.
+        norm: "linf", "l2" or "l1".
         eps: radii in pixel units of [0, 1] images.
         steps: of iterated attacks.
         restarts: of attacks with a random start.
+        queries: of Square.
         batch_size: images at a time.
         seed: of random starts.
 
@@ -71,18 +131,24 @@ class AttackSettings:
     eps: tuple[float, ...] = ()
     steps: int = 20
     restarts: int = 1
+    queries: int = 1000
     batch_size: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.attacks:
-            if name not in ATTACKS:
-                raise OptionError(f"no attack named `{name}`", hint=f"known are: {', '.join(ATTACKS)}")
         parse_norm(self.norm)
+        for name in self.attacks:
+            norms = find_attack(name).norms
+            if self.norm not in norms:
+                raise OptionError(
+                    f"{name} does not work in {self.norm}, but in {' and '.join(norms)}", hint=f"--norm {norms[0]}"
+                )
         if self.steps < 1:
             raise OptionError(f"--steps must be at least 1, got {self.steps}", hint="--steps 20")
         if self.restarts < 1:
             raise OptionError(f"--restarts must be at least 1, got {self.restarts}", hint="--restarts 1")
+        if self.queries < 1:
+            raise OptionError(f"--queries must be at least 1, got {self.queries}", hint="--queries 1000")
         if self.attacks and not self.eps:
             object.__setattr__(self, "eps", DEFAULT_EPS[self.norm])
         object.__setattr__(self, "eps", tuple(sorted(set(self.eps))))
@@ -93,8 +159,11 @@ class AttackSettings:
         """Returns the settings as the report shows them."""
         if not self.attacks:
             return {"attacks": [], "batch_size": self.batch_size}
+        from_foolbox = [name for name in self.attacks if find_attack(name).foolbox]
+        engine = {"foolbox": f"{metadata.version('foolbox')} for {', '.join(from_foolbox)}"} if from_foolbox else {}
+        square = {"queries": self.queries} if "square" in self.attacks else {}
         return {
-            "engine": f"foolbox {metadata.version('foolbox')}",
+            **engine,
             "attacks": list(self.attacks),
             "batch_size": self.batch_size,
             "eps": list(self.eps),
@@ -102,19 +171,15 @@ class AttackSettings:
             "restarts": self.restarts,
             "rel_stepsize": relative_stepsize(self.steps),
             "random_start": True,
+            **square,
         }
-
-
-def relative_stepsize(steps: int) -> float:
-    """Returns the step of PGD relative to ε: 2.5/steps lets it cross the ball, foolbox's default hardly leaves it."""
-    return min(1.0, 2.5 / steps)
 
 
 def parse_norm(text: str) -> Norm:
     """Returns the norm a user wrote.
 
     Raises:
-        OptionError: if it is none of "linf" and "l2".
+        OptionError: if it is none of "linf", "l2" and "l1".
     """
     for norm in NORMS:
         if norm == text:

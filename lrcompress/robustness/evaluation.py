@@ -7,7 +7,36 @@ from typing import Any, Literal
 from lrcompress.perturb import Norm
 from lrcompress.robustness.statistics import compare_paired, wilson_interval
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Sizes of the smallest perturbations that an attack found.
+
+    Attributes:
+        norm: that they are measured in.
+        values: one per image, 0 where the model was wrong anyway, None where nothing was found.
+    """
+
+    norm: Norm
+    values: tuple[float | None, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the sizes with their quartiles; what was not found is farther than all that was."""
+        ordered = sorted(float("inf") if value is None else value for value in self.values)
+        quartiles = [_finite(ordered[min(len(ordered) - 1, len(ordered) * part // 4)]) for part in (1, 2, 3)]
+        return {
+            "norm": self.norm,
+            "median": quartiles[1],
+            "quartiles": quartiles,
+            "found": sum(value is not None for value in self.values),
+            "values": list(self.values),
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if value < float("inf") else None
 
 
 @dataclass(frozen=True)
@@ -18,11 +47,13 @@ class AttackOutcome:
         attack: its name, or "worst" for the worst case of all attacks per image.
         eps: radii in pixel units, ascending.
         robust: for each radius, for each image, whether the model was right and the attack failed up to that radius.
+        distances: of an attack that looks for the nearest mistake.
     """
 
     attack: str
     eps: tuple[float, ...]
     robust: tuple[tuple[bool, ...], ...]
+    distances: Distances | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +66,8 @@ class ModelOutcome:
         clean: for each image, whether the model was right.
         attacks: one outcome per attack, the worst case last.
         seconds: wall time.
+        forward_passes: images that were put through the model.
+        backward_passes: images whose gradient was computed.
     """
 
     role: str
@@ -42,6 +75,8 @@ class ModelOutcome:
     clean: tuple[bool, ...]
     attacks: tuple[AttackOutcome, ...]
     seconds: float
+    forward_passes: int = 0
+    backward_passes: int = 0
 
     def outcome(self, attack: str) -> AttackOutcome:
         """Returns the outcome of the attack with this name."""
@@ -55,10 +90,14 @@ class Finding:
     Attributes:
         severity: "unreliable" (robustness may be overestimated) or "inconclusive" (too little evidence).
         message: what was found.
+        check: the name of the check that found it.
+        model: the role of the model it is about, None if it is about all.
     """
 
     severity: Literal["unreliable", "inconclusive"]
     message: str
+    check: str
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +112,8 @@ class Evaluation:
         seed: of the choice of images and of random starts.
         models: the outcomes, the baseline first where there is one.
         findings: doubts.
+        labels: the images' classes; empty if they are not known.
+        class_names: one per class, where the source has names.
     """
 
     data: str
@@ -82,6 +123,8 @@ class Evaluation:
     seed: int
     models: tuple[ModelOutcome, ...]
     findings: tuple[Finding, ...]
+    labels: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     def model(self, role: str) -> ModelOutcome | None:
         """Returns the outcome of "baseline" or "compressed", None if that model was not evaluated."""
@@ -96,10 +139,18 @@ class Evaluation:
             "norm": self.norm,
             "settings": dict(self.settings),
             "seed": self.seed,
+            "complete": True,
+            "forward_passes": sum(model.forward_passes for model in self.models),
+            "backward_passes": sum(model.backward_passes for model in self.models),
+            "seconds": round(sum(model.seconds for model in self.models), 3),
             "interval": "Wilson, 95 %, covers the sampling of images only",
             "findings": [asdict(finding) for finding in self.findings],
             "models": {model.role: _model_json(model) for model in self.models},
         }
+        if self.labels:
+            values["labels"] = list(self.labels)
+            values["class_names"] = list(self.class_names) or None
+            values["per_class"] = _per_class_json(self.models, self.labels)
         baseline, compressed = self.model("baseline"), self.model("compressed")
         if baseline is not None and compressed is not None:
             values["paired"] = _paired_json(baseline, compressed)
@@ -120,6 +171,8 @@ def _model_json(model: ModelOutcome) -> dict[str, Any]:
     return {
         "sha256": model.sha256,
         "seconds": round(model.seconds, 3),
+        "forward_passes": model.forward_passes,
+        "backward_passes": model.backward_passes,
         "clean": share(model.clean) | {"bits": _bits(model.clean)},
         "attacks": {
             outcome.attack: [
@@ -128,15 +181,35 @@ def _model_json(model: ModelOutcome) -> dict[str, Any]:
             ]
             for outcome in model.attacks
         },
+        "distances": {outcome.attack: outcome.distances.to_json() for outcome in model.attacks if outcome.distances},
     }
 
 
 def _paired_json(baseline: ModelOutcome, compressed: ModelOutcome) -> dict[str, Any]:
-    worst: list[dict[str, Any]] = []
-    if baseline.attacks:
-        one, other = baseline.outcome("worst"), compressed.outcome("worst")
-        worst = [
-            {"eps": eps, **asdict(compare_paired(a, b))}
-            for eps, a, b in zip(one.eps, one.robust, other.robust, strict=True)
-        ]
-    return {"clean": asdict(compare_paired(baseline.clean, compressed.clean)), "worst": worst}
+    return {
+        "clean": compare_paired(baseline.clean, compressed.clean).to_json(),
+        "attacks": {
+            other.attack: [
+                {"eps": eps, **compare_paired(first, second).to_json()}
+                for eps, first, second in zip(one.eps, one.robust, other.robust, strict=True)
+            ]
+            for one, other in zip(baseline.attacks, compressed.attacks, strict=True)
+        },
+    }
+
+
+def _per_class_json(models: tuple[ModelOutcome, ...], labels: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Returns what each model does with the images of each class, clean and in the worst case at each radius."""
+
+    def accuracy(bits: tuple[bool, ...], wanted: int) -> float:
+        chosen = [bit for bit, label in zip(bits, labels, strict=True) if label == wanted]
+        return sum(chosen) / len(chosen)
+
+    def figures(model: ModelOutcome, wanted: int) -> dict[str, Any]:
+        worst = model.outcome("worst").robust if model.attacks else ()
+        return {"clean": accuracy(model.clean, wanted), "worst": [accuracy(bits, wanted) for bits in worst]}
+
+    return [
+        {"class": wanted, "images": labels.count(wanted)} | {model.role: figures(model, wanted) for model in models}
+        for wanted in sorted(set(labels))
+    ]

@@ -1,123 +1,140 @@
-"""foolbox behind one function, with its traps closed.
+"""foolbox's attacks behind two functions, with its traps closed.
 
 - `import foolbox` fails where there is no git program unless GIT_PYTHON_REFRESH is set first.
 - `device=None` would move the model to cuda:0.
 - Bounds are checked by a bare assert, NaN logits count as robust, attacks need gradients of the input only: all of
   that is seen to here and in `evaluate`.
+- Its Adam attacks in ℓ1 and ℓ2 ignore Adam, and its default PGD hardly leaves the middle of the ball: PGD is our own.
 """
 
+import ast
+import difflib
+import functools
+import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lrcompress.errors import EvaluationError
-from lrcompress.perturb import perturbation_sizes
-from lrcompress.robustness.attacks import ATTACKS, AttackSettings, relative_stepsize
-
-# Rounding of x + δ − x in float32.
-BALL_SLACK = 1e-6
+from lrcompress.errors import EvaluationError, OptionError
+from lrcompress.perturb import Norm
 
 
-@contextmanager
-def ready_for_attack(model: nn.Module) -> Iterator[nn.Module]:
-    """Yields the model in eval mode and float32 with frozen parameters, and restores everything afterwards.
-
-    Frozen parameters spare each attack step the weight gradients, a third of its cost.
-    """
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.requires_grad_(False).eval()
-        yield model
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[name])
-        for module, training in modes.items():
-            module.training = training
-
-
-def make_attack(name: str, settings: AttackSettings) -> Any:
-    """Returns the foolbox attack of a row of the table.
-
-    An iterated attack starts at its attribute `start`: see Note [Paired random starts].
-    """
+def _module() -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import foolbox.attacks
 
-    kind = ATTACKS[name]
-    attack_class = getattr(foolbox.attacks, kind.foolbox[settings.norm])
-    if not kind.iterated:
-        return attack_class()
-
-    class PairedStart(attack_class):
-        """The attack with a random start that its caller has drawn."""
-
-        start: Tensor
-
-        def draw_start(self, images: Tensor, eps: float) -> Tensor:
-            """Returns one random start per image."""
-            from eagerpy.astensor import astensor
-
-            return super().get_random_start(astensor(images), eps).raw
-
-        def get_random_start(self, x0: Any, epsilon: float) -> Any:
-            """Returns the drawn start, as foolbox asks for it."""
-            return type(x0)(self.start)
-
-    return PairedStart(rel_stepsize=relative_stepsize(settings.steps), steps=settings.steps, random_start=True)
+    return foolbox.attacks
 
 
-# Note [Paired random starts]
-# Images that are broken leave the batch, and two models lose different ones. Noise drawn for the images that are left
-# would then differ between the models for the same image. So it is drawn for the whole batch, and the rows of the
-# images that are left are taken from it: each image meets the same noise and the same random starts in both models.
+@functools.cache
+def foolbox_attacks() -> tuple[str, ...]:
+    """Returns the names of foolbox's attacks that need nothing but images and labels."""
+    module, names = _module(), []
+    for name, value in vars(module).items():
+        if inspect.isclass(value) and not inspect.isabstract(value) and _is_attack(value) and _norm_of(value):
+            required = [
+                parameter
+                for parameter in inspect.signature(value).parameters.values()
+                if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+            ]
+            names += [] if required else [name]
+    return tuple(names)
 
 
-def run_attack(
-    name: str,
+def _is_attack(value: type) -> bool:
+    from foolbox.attacks.base import FixedEpsilonAttack, MinimizationAttack
+
+    return issubclass(value, FixedEpsilonAttack | MinimizationAttack)
+
+
+def _norm_of(attack_class: Any) -> Norm | None:
+    """Returns the norm of an attack that has one from the start."""
+    try:
+        order = attack_class().distance.p
+    except Exception:  # some know it only once they are given an argument
+        return None
+    norms: dict[float, Norm] = {2: "l2", 1: "l1", float("inf"): "linf"}
+    return norms.get(order)
+
+
+def find_foolbox_attack(class_name: str, texts: str) -> tuple[Norm, dict[str, Any]]:
+    """Returns the norm of a class of foolbox, and its options as they were written: `steps=200,gamma=0.1`.
+
+    Raises:
+        OptionError: if the class does not have an option, or a value cannot be understood.
+    """
+    attack_class = getattr(_module(), class_name)
+    known, options = list(inspect.signature(attack_class).parameters), {}
+    for text in filter(None, texts.split(",")):
+        key, equals, value = text.partition("=")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
+            raise OptionError(f"{class_name} has no option `{key}`", hint=hint)
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise OptionError(
+                f"{class_name} takes {key}=VALUE, got `{text if equals else key}`",
+                hint=f"--attack {class_name}:{key}=10",
+            ) from error
+    try:
+        attack_class(**options)
+    except Exception as error:  # foolbox checks by bare asserts, and more
+        raise OptionError(f"{class_name} refuses {texts}: {error}", hint="see foolbox's documentation") from error
+    norm = _norm_of(attack_class)
+    assert norm is not None  # of those that `foolbox_attacks` names
+    return norm, options
+
+
+def is_minimal(class_name: str) -> bool:
+    """Whether an attack looks for the smallest perturbation, and not within a ball."""
+    from foolbox.attacks.base import MinimizationAttack
+
+    return issubclass(getattr(_module(), class_name), MinimizationAttack)
+
+
+def run_foolbox(
+    class_name: str,
+    options: Mapping[str, Any],
     model: nn.Module,
     images: Float[Tensor, "n c h w"],
     labels: Int[Tensor, "n"],
     *,
-    active: Int[Tensor, "k"],
-    eps: float,
-    settings: AttackSettings,
+    eps: float | None,
     seed: int,
-) -> Float[Tensor, "k c h w"]:
-    """Returns the attacked images of `active`, all within ε and in [0, 1].
+) -> Float[Tensor, "n c h w"]:
+    """Returns the attacked images.
 
     Args:
-        name: of the attack, from the table.
-        model: takes images in [0, 1], inside of `ready_for_attack`.
-        images: the clean images of a batch, on the model's device.
+        class_name: of the attack in foolbox.
+        options: of the class.
+        model: takes images in [0, 1]; in eval mode with frozen parameters.
+        images: clean images that the model knows, on its device.
         labels: their classes.
-        active: which of them to attack.
-        eps: the radius in pixel units.
-        settings: norm and number of steps.
+        eps: radius of the ball; None looks for the smallest perturbation.
         seed: of everything random; the global generators are as before afterwards.
 
     Raises:
-        EvaluationError: if the attack left the ball or the range of pixels; the figures would be void.
+        EvaluationError: if foolbox cannot attack this model, or leaves the range of pixels.
     """
+    attack = getattr(_module(), class_name)(**options)
     from foolbox.models.pytorch import PyTorchModel
 
-    attack, kind, device = make_attack(name, settings), ATTACKS[name], images.device
+    device = images.device
     wrapped = PyTorchModel(model, bounds=(0.0, 1.0), device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         torch.manual_seed(seed)
-        if kind.random and not kind.iterated:
-            attacked = attack(wrapped, images, labels, epsilons=eps)[1][active]
-        else:
-            if kind.iterated:
-                attack.start = attack.draw_start(images, eps)[active]
-            attacked = attack(wrapped, images[active], labels[active], epsilons=eps)[1]
-    attacked = attacked.detach()
-    size = float(perturbation_sizes(attacked - images[active], settings.norm).max())
-    if size > eps * (1 + BALL_SLACK) + BALL_SLACK or float(attacked.min()) < 0 or float(attacked.max()) > 1:
-        raise EvaluationError(f"{name} left its ball: {size:g} > {eps:g}", hint="please report this with your versions")
+        try:
+            # The second of three: the images clipped to the ball.
+            attacked = attack(wrapped, images, labels, epsilons=eps)[1].detach()
+        except Exception as error:  # foolbox raises anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise EvaluationError(f"foolbox's {class_name} failed: {reason}", hint="leave it out") from error
+    if float(attacked.min()) < 0 or float(attacked.max()) > 1:
+        raise EvaluationError(f"{class_name} left the range of pixels", hint="please report this with your versions")
     return attacked

@@ -72,7 +72,7 @@ def test_names_are_text_and_never_markup():
 
 
 def test_the_verdict_is_the_first_list_with_doubts_marked():
-    doubt = Finding("unreliable", "PGD is too weak")
+    doubt = Finding("unreliable", "PGD is too weak", "weaker-beats-stronger")
     report = with_evaluation(make_report(), evaluation(findings=(doubt,)), command="typed")
     html = render_html(report)
     page = Page.parse(html)

@@ -160,7 +160,7 @@ def test_robustness_is_told_radius_by_radius_with_its_strength():
 
 @pytest.mark.parametrize("attacked", [True, False])
 def test_doubts_are_told_beside_the_figures(attacked):
-    doubt = Finding("inconclusive", "few images")
+    doubt = Finding("inconclusive", "few images", "few-images")
     assert verdict(report(evaluation(findings=(doubt,), attacked=attacked)))[-1] == "INCONCLUSIVE: few images."
 
 

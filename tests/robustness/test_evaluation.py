@@ -1,9 +1,10 @@
+import dataclasses
 import json
 import math
 
 import pytest
 
-from lrcompress.robustness import AttackOutcome, Evaluation, Finding, ModelOutcome
+from lrcompress.robustness import AttackOutcome, Distances, Evaluation, Finding, ModelOutcome
 
 CLEAN = {"baseline": "1111101110", "compressed": "1111001111"}
 WORST = {"baseline": ("1110001000", "1000001000"), "compressed": ("1111000000", "0000000000")}
@@ -27,7 +28,9 @@ def evaluation(roles=("baseline", "compressed"), *, attacked=True):
         for role in roles
     )
     settings = {"attacks": ["pgd"] if attacked else [], "steps": 3}
-    return Evaluation("the data", 10, "linf", settings, 7, models, (Finding("inconclusive", "few images"),))
+    return Evaluation(
+        "the data", 10, "linf", settings, 7, models, (Finding("inconclusive", "few images", "few-images"),)
+    )
 
 
 def wilson(k, n, z=1.959963984540054):
@@ -59,8 +62,11 @@ def test_models_are_compared_image_by_image():
     paired = evaluation().to_json()["paired"]
     # Clean: image 6 is lost, image 10 gained; at the first radius image 7 is lost and image 4 gained.
     assert (paired["clean"]["lost"], paired["clean"]["gained"], paired["clean"]["p_value"]) == (1, 1, 1.0)
-    assert [(row["eps"], row["lost"], row["gained"]) for row in paired["worst"]] == [(0.1, 1, 1), (0.2, 2, 0)]
-    assert paired["worst"][1]["p_value"] == pytest.approx(0.5)
+    assert [(row["eps"], row["lost"], row["gained"]) for row in paired["attacks"]["worst"]] == [
+        (0.1, 1, 1),
+        (0.2, 2, 0),
+    ]
+    assert paired["attacks"]["worst"][1]["p_value"] == pytest.approx(0.5)
 
 
 def test_without_a_baseline_nothing_is_compared():
@@ -71,14 +77,16 @@ def test_without_a_baseline_nothing_is_compared():
 
 def test_without_attacks_only_clean_accuracy_is_compared():
     values = evaluation(attacked=False).to_json()
-    assert values["paired"]["worst"] == []
+    assert values["paired"]["attacks"] == {}
     assert values["models"]["compressed"]["attacks"] == {}
 
 
 def test_settings_seed_data_and_doubts_are_told():
     values = evaluation().to_json()
     assert (values["data"], values["images"], values["norm"], values["seed"]) == ("the data", 10, "linf", 7)
-    assert values["findings"] == [{"severity": "inconclusive", "message": "few images"}]
+    assert values["findings"] == [
+        {"severity": "inconclusive", "message": "few images", "check": "few-images", "model": None}
+    ]
     assert values["settings"]["steps"] == 3
     assert "sampling of images only" in values["interval"]
 
@@ -86,3 +94,30 @@ def test_settings_seed_data_and_doubts_are_told():
 def test_a_model_is_found_by_its_role():
     assert evaluation().model("baseline").sha256 == "sha of baseline"
     assert evaluation(("compressed",)).model("baseline") is None
+
+
+def test_each_class_is_told_apart():
+    labels = (0, 0, 0, 0, 0, 2, 2, 2, 2, 2)
+    values = dataclasses.replace(evaluation(), labels=labels, class_names=("a", "b", "c")).to_json()
+    assert (values["labels"], values["class_names"]) == (list(labels), ["a", "b", "c"])
+    first, second = values["per_class"]
+    assert (first["class"], first["images"], second["class"], second["images"]) == (0, 5, 2, 5)
+    assert first["baseline"] == {"clean": 1.0, "worst": [0.6, 0.2]}
+    assert second["compressed"] == {"clean": 0.8, "worst": [0.0, 0.0]}
+    assert "per_class" not in evaluation().to_json()
+
+
+def test_distances_are_told_with_quartiles_that_know_of_what_was_not_found():
+    distances = Distances("l2", (0.0, 0.5, None, 0.2, None, None, 0.4, 0.3))
+    model = ModelOutcome(
+        "compressed", "sha", (True,) * 8, (AttackOutcome("fmn", (0.1,), ((True,) * 8,), distances),), 1.0
+    )
+    values = Evaluation("the data", 8, "l2", {"attacks": ["fmn"]}, 0, (model,), ()).to_json()
+    told = values["models"]["compressed"]["distances"]["fmn"]
+    assert told == {
+        "norm": "l2",
+        "median": 0.5,
+        "quartiles": [0.3, 0.5, None],
+        "found": 5,
+        "values": [0.0, 0.5, None, 0.2, None, None, 0.4, 0.3],
+    }

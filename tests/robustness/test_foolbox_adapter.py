@@ -4,109 +4,86 @@ import sys
 
 import pytest
 import torch
-from networks import tiny_cnn, tiny_mlp
+from linear_classifiers import Linear, images_at
+from networks import pattern_images, tiny_cnn
 
-from lrcompress.errors import EvaluationError
-from lrcompress.robustness import AttackSettings, foolbox_adapter
-from lrcompress.robustness.foolbox_adapter import make_attack, ready_for_attack, run_attack
+from lrcompress.data import iterate_batches
+from lrcompress.errors import EvaluationError, OptionError
+from lrcompress.robustness.evaluate import ready_for_attack
+from lrcompress.robustness.foolbox_adapter import find_foolbox_attack, foolbox_attacks, is_minimal, run_foolbox
 
 
-def attacked(name, norm, eps, *, seed=0, steps=5, active=None):
-    model = tiny_cnn()
-    images = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    images[:4] = images[:4].round()  # many pixels at the ends of the range
-    settings = AttackSettings(attacks=(name,), norm=norm, eps=(eps,), steps=steps)
-    with torch.no_grad():
-        labels = model(images).argmax(1)
+def everything(images):
+    return next(iterate_batches(images, batch_size=len(images)))
+
+
+def attacked(name, *, eps=None, seed=0, **options):
+    model = Linear()
+    pixels, labels = everything(images_at(model, [0.2, 0.5, 1.0, 0.3]))
     with ready_for_attack(model):
-        everyone = torch.arange(12) if active is None else active
-        result = run_attack(name, model, images, labels, active=everyone, eps=eps, settings=settings, seed=seed)
-    return images, result
+        return pixels, run_foolbox(name, options, model, pixels, labels, eps=eps, seed=seed)
 
 
-@pytest.mark.parametrize("name", ["noise", "fgsm", "pgd"])
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("linf", 0.5), ("l2", 0.5), ("l2", 3.0)])
-def test_attacked_images_stay_in_the_ball_and_in_the_range_of_pixels(name, norm, eps):
-    images, result = attacked(name, norm, eps)
-    delta = (result - images).flatten(1)
-    sizes = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
-    assert float(sizes.max()) <= eps * (1 + 1e-6) + 1e-6
-    assert float(sizes.max()) > 0.5 * eps
-    assert float(result.min()) >= 0
-    assert float(result.max()) <= 1
-    assert not result.requires_grad
+def test_attacks_that_need_nothing_but_images_are_known():
+    names = foolbox_attacks()
+    assert {"L2FMNAttack", "LinfPGD", "DDNAttack", "LinfDeepFoolAttack", "L1FMNAttack"} <= set(names)
+    assert not any("Attack" not in name and name.islower() for name in names)
+    assert "DatasetAttack" not in names  # it is fed with a data set first
 
 
-@pytest.mark.parametrize(("name", "random"), [("noise", True), ("pgd", True), ("fgsm", False)])
-def test_the_seed_decides_where_an_attack_is_random(name, random):
-    one, same, other = (attacked(name, "linf", 0.1, seed=seed, steps=1)[1] for seed in (1, 1, 2))
+def test_options_are_read_as_python_has_them():
+    assert find_foolbox_attack("L2FMNAttack", "steps=200,gamma=0.1") == ("l2", {"steps": 200, "gamma": 0.1})
+    assert find_foolbox_attack("LinfPGD", "") == ("linf", {})
+
+
+@pytest.mark.parametrize(
+    ("texts", "message", "hint"),
+    [
+        ("step=20", "has no option `step`", "did you mean steps?"),
+        ("zzz=20", "has no option `zzz`", "it has "),
+        ("steps", "takes steps=VALUE, got `steps`", "L2FMNAttack:steps=10"),
+        ("steps=many", "takes steps=VALUE, got `steps=many`", "steps=10"),
+    ],
+)
+def test_options_that_an_attack_does_not_have_are_refused(texts, message, hint):
+    with pytest.raises(OptionError, match=message) as refused:
+        find_foolbox_attack("L2FMNAttack", texts)
+    assert hint in refused.value.hint
+
+
+def test_attacks_within_a_ball_are_told_from_those_that_look_for_the_nearest_mistake():
+    assert not is_minimal("LinfPGD")
+    assert is_minimal("L2FMNAttack")
+
+
+@pytest.mark.parametrize(("name", "order"), [("L2DeepFoolAttack", 2), ("LinfDeepFoolAttack", torch.inf)])
+def test_the_nearest_mistake_of_a_linear_classifier_is_as_far_as_its_margin_says(name, order):
+    pixels, moved = attacked(name, overshoot=0.0001)
+    dual = torch.linalg.vector_norm(Linear().difference, 2 if order == 2 else 1)
+    expected = torch.tensor([0.2, 0.5, 1.0, 0.3]) / dual
+    sizes = torch.stack([torch.linalg.vector_norm(one, order) for one in moved - pixels])
+    assert torch.allclose(sizes, expected, rtol=0.03)
+
+
+def test_a_seed_decides_and_the_global_generator_stays():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, same, other = (attacked("LinfPGD", eps=0.1, seed=seed, steps=1)[1] for seed in (1, 1, 2))
     assert torch.equal(one, same)
-    assert torch.equal(one, other) is not random
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("move", [lambda x: x + 0.2, lambda x: x * 0 - 0.05, lambda x: x * 0 + 1.05])
-def test_an_attack_that_leaves_its_ball_or_the_range_voids_the_figures(monkeypatch, move):
-    def cheating(model, images, labels, *, epsilons):
-        return None, move(images), None
-
-    images = torch.full((2, 3, 8, 8), 0.0 if move(torch.tensor(0.5)) < 0 else 0.97)
-    if float(move(torch.tensor(0.5))) == pytest.approx(0.7):
-        images = torch.full((2, 3, 8, 8), 0.5)
-    settings = AttackSettings(attacks=("fgsm",), eps=(0.1,))
-    monkeypatch.setattr(foolbox_adapter, "make_attack", lambda name, settings: cheating)
-    keywords = {"active": torch.arange(2), "eps": 0.1, "settings": settings, "seed": 0}
-    with pytest.raises(EvaluationError, match="left its ball"):
-        run_attack("fgsm", tiny_cnn(), images, torch.zeros(2, dtype=torch.long), **keywords)
-
-
-@pytest.mark.parametrize("eps", [0.02, 0.05, 0.1])
-def test_pgd_is_at_least_as_strong_as_one_step(eps):
-    # foolbox's own step size hardly leaves the ball's centre, and then breaks fewer images than one long step.
-    model, images = tiny_mlp(), torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    broken = {}
-    with ready_for_attack(model), torch.no_grad():
-        labels = model(images).argmax(1)
-        for name in ("fgsm", "pgd"):
-            settings = AttackSettings(attacks=(name,), eps=(eps,), steps=20)
-            keywords = {"active": torch.arange(64), "eps": eps, "settings": settings, "seed": 0}
-            attacked_images = run_attack(name, model, images, labels, **keywords)
-            broken[name] = int((model(attacked_images).argmax(1) != labels).sum())
-    assert broken["pgd"] >= broken["fgsm"] > 0
-
-
-def test_pgd_gets_its_settings():
-    settings = AttackSettings(attacks=("pgd",), steps=20)
-    attack = make_attack("pgd", settings)
-    assert attack.rel_stepsize == pytest.approx(0.125)
-    assert (attack.steps, attack.random_start) == (20, True)
-
-
-def test_parameters_are_frozen_inside_and_free_again_outside():
-    model = tiny_cnn().train()
-    with ready_for_attack(model) as ready:
-        assert ready is model
-        assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert not any(module.training for module in model.modules())
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(module.training for module in model.modules())
+def test_what_foolbox_raises_is_told_with_the_attacks_name():
+    model = tiny_cnn()
+    pixels, labels = everything(pattern_images(4, size=8))
+    with ready_for_attack(model), pytest.raises(EvaluationError, match="foolbox's LinfPGD failed"):
+        run_foolbox("LinfPGD", {}, model, pixels, labels + 100, eps=0.1, seed=0)
 
 
 def test_foolbox_is_imported_where_there_is_no_git_program(tmp_path):
-    code = (
-        "from lrcompress.robustness.foolbox_adapter import make_attack\n"
-        "from lrcompress.robustness import AttackSettings\n"
-        "print([kind.__name__ for kind in type(make_attack('pgd', AttackSettings(attacks=('pgd',)))).__mro__[:2]])"
-    )
+    code = "from lrcompress.robustness.foolbox_adapter import foolbox_attacks\nprint('DDNAttack' in foolbox_attacks())"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environment["PATH"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "['PairedStart', 'LinfProjectedGradientDescentAttack']\n", done.stderr
-
-
-@pytest.mark.parametrize("name", ["noise", "pgd"])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_an_image_meets_the_same_random_numbers_whoever_else_is_left_in_the_batch(name, norm):
-    everyone = attacked(name, norm, 0.3, steps=1)[1]
-    some = torch.tensor([2, 7, 11])
-    assert torch.allclose(attacked(name, norm, 0.3, steps=1, active=some)[1], everyone[some], atol=1e-6)
-    assert not torch.allclose(everyone[some], attacked(name, norm, 0.3, steps=1, active=some, seed=1)[1], atol=1e-3)
+    assert done.stdout == "True\n", done.stderr

@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 
@@ -42,3 +43,37 @@ def test_without_flips_nothing_is_proven():
 def test_outcomes_of_different_lengths_are_not_compared():
     with pytest.raises(ValueError, match="zip"):
         compare_paired([True], [True, False])
+
+
+def outcomes(both, lost, gained, neither):
+    first = [True] * (both + lost) + [False] * (gained + neither)
+    return first, [True] * both + [False] * lost + [True] * gained + [False] * neither
+
+
+@pytest.mark.parametrize(
+    "table", [(36, 12, 2, 0), (97, 1, 0, 0), (20, 12, 2, 16), (0, 0, 0, 9), (9, 0, 0, 0), (0, 5, 0, 0)]
+)
+def test_the_interval_of_a_difference_holds_it_and_turns_with_the_models(table):
+    first, second = outcomes(*table)
+    found, turned = compare_paired(first, second), compare_paired(second, first)
+    assert found.difference == pytest.approx((table[2] - table[1]) / sum(table)) == -turned.difference
+    low, high = found.interval
+    assert -1 <= low <= found.difference <= high <= 1
+    assert low < high
+    assert turned.interval == pytest.approx((-high, -low))
+
+
+def test_models_that_agree_image_by_image_differ_less_surely_than_models_that_do_not():
+    low, high = compare_paired(*outcomes(50, 5, 5, 40)).interval
+    wide_low, wide_high = compare_paired(*outcomes(30, 25, 25, 20)).interval
+    assert wide_low < low < 0 < high < wide_high
+
+
+def test_the_interval_of_a_difference_covers_it_as_often_as_it_says():
+    generator, shares = random.Random(0), (0.62, 0.12, 0.06, 0.2)
+    hits = 0
+    for _ in range(1000):
+        drawn = generator.choices(range(4), shares, k=80)
+        low, high = compare_paired(*outcomes(*(drawn.count(kind) for kind in range(4)))).interval
+        hits += low <= shares[2] - shares[1] <= high
+    assert 930 <= hits <= 975

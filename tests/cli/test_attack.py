@@ -86,8 +86,14 @@ def test_the_baseline_may_be_named(shop):
 BAD = {
     "eps in bytes": (["--pgd", "--eps", "8"], ["--eps is in units of images in [0, 1], got 8", "--eps 8/255"]),
     "eps that is no number": (["--pgd", "--eps", "some"], ["--eps must be numbers"]),
-    "unknown attack": (["--attack", "cw"], ["no attack named `cw`", "noise, fgsm, pgd"]),
-    "unknown norm": (["--pgd", "--norm", "l7"], ["--norm must be one of linf, l2, got l7"]),
+    "unknown attack": (["--attack", "zzzz"], ["no attack named `zzzz`", "noise, fgsm, pgd"]),
+    "attack without that option": (
+        ["--attack", "L2FMNAttack:stepz=3", "--norm", "l2"],
+        ["L2FMNAttack has no option `stepz`", "did you mean steps?"],
+    ),
+    "attack for other norms": (["--attack", "square", "--norm", "l2"], ["square does not work in l2", "--norm linf"]),
+    "no queries": (["--attack", "square", "--queries", "0"], ["--queries must be at least 1"]),
+    "unknown norm": (["--pgd", "--norm", "l7"], ["--norm must be one of linf, l2, l1, got l7"]),
     "no steps": (["--pgd", "--steps", "0"], ["--steps must be at least 1"]),
     "no restarts": (["--pgd", "--restarts", "0"], ["--restarts must be at least 1"]),
     "no data": (["--data", "nowhere"], ["no data at `nowhere`"]),

@@ -50,9 +50,10 @@ def outcomes(both, lost, gained, neither):
     return first, [True] * both + [False] * lost + [True] * gained + [False] * neither
 
 
-@pytest.mark.parametrize(
-    "table", [(36, 12, 2, 0), (97, 1, 0, 0), (20, 12, 2, 16), (0, 0, 0, 9), (9, 0, 0, 0), (0, 5, 0, 0)]
-)
+TABLES = [(36, 12, 2, 0), (97, 1, 0, 0), (20, 12, 2, 16), (0, 0, 0, 9), (9, 0, 0, 0), (0, 5, 0, 0)]
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_the_interval_of_a_difference_holds_it_and_turns_with_the_models(table):
     first, second = outcomes(*table)
     found, turned = compare_paired(first, second), compare_paired(second, first)

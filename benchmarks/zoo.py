@@ -1,6 +1,6 @@
 """Every classification architecture of timm and torchvision: build, plan, factorise, save, load, compare.
 
-    python benchmarks/zoo.py                  # all that have not passed yet, smallest first: hours, and can be stopped
+    python benchmarks/zoo.py --jobs 2         # all that have not passed yet, smallest first: hours, and can be stopped
     python benchmarks/zoo.py resnet50 levit   # those whose names contain one of the words, again
     python benchmarks/zoo.py --page           # writes docs/coverage.md from the results
     python benchmarks/zoo.py --summary        # prints the committed figures and runs nothing
@@ -13,7 +13,8 @@ An architecture passes if
   number of parameters that its plan says, and its file is no larger than that of the dense weights.
 
 Weights are random, with every bias and zero-initialised weight disturbed, so that nothing hides, and batch norms have
-the statistics of a random batch. Some deep random networks amplify rounding so much that in float32 the dense network
+the statistics of a random batch. From 128 million parameters on, weights of one shape are equal, so that each shape is
+decomposed once. Some deep random networks amplify rounding so much that in float32 the dense network
 itself differs from what it computes in float64; those are compared in float64, and say so. What needs more than 16 GiB
 is built, planned, replaced and run on the meta device, where all but the values is checked. What did not pass is run
 again with the next call.
@@ -25,9 +26,12 @@ import contextlib
 import copy
 import json
 import tempfile
+import threading
 import time
 import traceback
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +45,43 @@ from lrcompress.errors import OptionError
 from lrcompress.factorize import describe_layers, factorize
 from lrcompress.measure import count_parameters, run_without_values
 from lrcompress.models import Architecture, build_model, default_preprocessing, known_architectures
-from lrcompress.nn import expose_, replace_module_, twin
+from lrcompress.nn import PlainLayer, expose_, replace_module_, twin
 from lrcompress.plan import Budget, CompressionPlan, Decomposer, FullRank, Smallest, find_layers, make_plan
-from lrcompress.schemes import find_scheme
+from lrcompress.schemes import Decomposition, Scheme, find_scheme
 
 LOG = Path("runs/zoo.jsonl")
 PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 TOLERANCE, SEED, SHARE = 1e-3, 0, 0.5
 # Dense and full-rank weights in float32, the latter up to twice as many, and room for activations.
 LARGEST = 1_200_000_000
+# From this number of parameters on, layers of one shape have the same weights, so that each shape is decomposed once.
+SHARED_FROM = 128_000_000
 KEPT_BYTES = 6 * 2**30
+
+
+class SharingDecomposer(Decomposer):
+    """Decomposes layers with equal weights once."""
+
+    def __init__(self) -> None:
+        super().__init__(kept_bytes=KEPT_BYTES)
+        self._shared: dict[tuple[Any, ...], tuple[PlainLayer, Decomposition]] = {}
+        self._locks: dict[tuple[Any, ...], threading.Lock] = collections.defaultdict(threading.Lock)
+
+    def decompose(self, name: str, layer: PlainLayer, scheme: Scheme) -> Decomposition:
+        key = scheme.name, layer.extra_repr(), tuple(layer.weight.shape)
+        with self._locks[key]:
+            if key not in self._shared or not torch.equal(self._shared[key][0].weight, layer.weight):
+                self._shared[key] = layer, super().decompose(name, layer, scheme)
+            return copy.copy(self._shared[key][1])  # each is cut to the ranks of its own layer
+
+
+def share_weights_(model: nn.Module) -> None:
+    """Gives parameters of equal shape equal values, those of the first."""
+    first: dict[tuple[int, ...], torch.Tensor] = {}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(first.setdefault(tuple(parameter.shape), parameter))
 
 
 def parameters_of(architectures: list[Architecture]) -> dict[str, int]:
@@ -97,6 +128,8 @@ def take(network: nn.Module, image: torch.Tensor) -> tuple[int, int, int]:
 def normalise_(model: nn.Module, size: tuple[int, int, int]) -> None:
     """Gives every batch norm the statistics of a random batch: with those of a new network signals explode or die."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
     handles = [module.register_forward_pre_hook(keep_statistics) for module in norms]
     with torch.no_grad():
         model(torch.randn(4, *size, generator=torch.Generator().manual_seed(SEED + 1)))
@@ -116,6 +149,8 @@ def measure(architecture: Architecture) -> dict[str, Any]:
     torch.manual_seed(SEED)
     model = build_model(architecture)
     disturb_(model)
+    if count_parameters(model) > SHARED_FROM:
+        share_weights_(model)
     size = input_size_of(architecture, model)
     normalise_(model, size)
     image = torch.randn(1, *size, generator=torch.Generator().manual_seed(SEED))
@@ -123,7 +158,7 @@ def measure(architecture: Architecture) -> dict[str, Any]:
         expected = model(image)
     assert torch.isfinite(expected).all(), "the dense logits are not finite"
     # One for both plans: what is decomposed for the first is there for the second.
-    decomposer = Decomposer(kept_bytes=KEPT_BYTES)
+    decomposer = SharingDecomposer()
     full = make_plan(
         model, FullRank(), input_size=size, include_first=True, include_classifier=True, decomposer=decomposer
     )
@@ -171,8 +206,11 @@ def compare_in_float64(
         own = float((expected.double() - reference).norm() / reference.norm())
         if own < TOLERANCE / 50:
             return None, error
-        full = make_plan(precise, FullRank(), input_size=size, include_first=True, include_classifier=True)
-        logits = factorize(precise, full)(image.double())
+        decomposer = SharingDecomposer()
+        full = make_plan(
+            precise, FullRank(), input_size=size, include_first=True, include_classifier=True, decomposer=decomposer
+        )
+        logits = factorize(precise, full, decomposer=decomposer)(image.double())
     return own, float((logits - reference).norm() / reference.norm())
 
 
@@ -260,7 +298,7 @@ def plain_reason(reason: str) -> str:
     return reason.partition(" `")[0].partition(":")[0]
 
 
-def run(words: list[str]) -> None:
+def run(words: list[str], jobs: int) -> None:
     LOG.parent.mkdir(exist_ok=True)
     done = {entry["name"]: entry for entry in read_log()}
     every = [
@@ -269,23 +307,48 @@ def run(words: list[str]) -> None:
     wanted = [one for one in every if any(word in one.name for word in words)] if words else every
     wanted = [one for one in wanted if words or not done.get(one.label, {}).get("passed")]
     sizes = parameters_of(wanted)
-    for architecture in sorted(wanted, key=lambda one: sizes[one.label]):
-        label, started = architecture.label, time.perf_counter()
-        entry: dict[str, Any] = {"name": label, "commit": commit()}
-        if done.get(label, {}).get("started"):
-            append(entry | {"passed": False, "reason": "the process was killed, for lack of memory perhaps"})
-            continue  # told once, and tried again the next time
-        append(entry | {"started": True})
-        try:
-            entry |= (measure if sizes[label] <= LARGEST else measure_on_meta)(architecture)
-            entry["passed"] = True
-        except Exception as error:
-            entry |= {"passed": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-            traceback.print_exc()
-        entry["seconds"] = round(time.perf_counter() - started, 1)
-        append(entry)
-        print(json.dumps(entry), flush=True)
+    wanted.sort(key=lambda one: sizes[one.label])
+    started = {label for label, entry in done.items() if entry.get("started")}
+    for one in wanted:
+        if one.label in started:  # told once, and tried again the next time
+            append(
+                {
+                    "name": one.label,
+                    "commit": commit(),
+                    "passed": False,
+                    "reason": "the process was killed, for lack of memory perhaps",
+                }
+            )
+    wanted = [one for one in wanted if one.label not in started]
+    together = [one for one in wanted if jobs > 1 and jobs * sizes[one.label] <= LARGEST]
+    if together:
+        threads = max(1, torch.get_num_threads() // jobs)
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=prepare, initargs=(threads,)) as pool:
+            for _ in pool.map(run_one, together, [sizes[one.label] for one in together]):
+                pass
+    for one in wanted[len(together) :]:
+        run_one(one, sizes[one.label])
     collect()
+
+
+def prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+
+
+def run_one(architecture: Architecture, size: int) -> None:
+    entry: dict[str, Any] = {"name": architecture.label, "commit": commit()}
+    append(entry | {"started": True})
+    started = time.perf_counter()
+    try:
+        entry |= (measure if size <= LARGEST else measure_on_meta)(architecture)
+        entry["passed"] = True
+    except Exception as error:
+        entry |= {"passed": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+        traceback.print_exc()
+    entry["seconds"] = round(time.perf_counter() - started, 1)
+    append(entry)
+    print(json.dumps(entry), flush=True)
 
 
 def append(entry: dict[str, Any]) -> None:
@@ -339,7 +402,8 @@ def page() -> str:
         "An architecture passes if factorising all its layers at full rank reproduces its logits to 1e-3 relative,",
         "every weight has a scheme or a reason to stay dense, and, compressed without data to half its parameters",
         "or as far as it can be, it is saved and loaded bit for bit in a file no larger than the dense one would be.",
-        "Weights are random (seed 0), so nothing is said of accuracy. Those marked *meta* would not fit into 16 GiB:",
+        "Weights are random (seed 0), so nothing is said of accuracy; from 128 million parameters on, those of one",
+        "shape are equal, so that each shape is decomposed once. Those marked *meta* would not fit into 16 GiB:",
         "everything but the values was checked. Where a random network amplifies rounding so much that in float32 the",
         "dense one itself differs from float64, the comparison was made in float64.",
         "",
@@ -383,6 +447,7 @@ def row(entry: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="parts of names")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time, as far as memory reaches")
     parser.add_argument("--collect", action="store_true", help="write what has been run so far to the results")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--summary", action="store_true")
@@ -395,4 +460,4 @@ if __name__ == "__main__":
     elif arguments.page:
         PAGE.write_text(page())
     else:
-        run(arguments.words)
+        run(arguments.words, arguments.jobs)

@@ -82,10 +82,14 @@ class Decomposer:
             ranks: as the scheme takes them.
         """
         found = find_scheme(scheme)
-        decomposition = self._find(name, found, ranks) or found.decompose(layer, self.metrics.get(name))
+        decomposition = self._find(name, found, ranks) or self.decompose(name, layer, found)
         low_rank = found.build(layer, ranks)
         decomposition.fill_(low_rank, ranks)
         return low_rank
+
+    def decompose(self, name: str, layer: PlainLayer, scheme: Scheme) -> Decomposition:
+        """Returns the decomposition of a layer in its metric, computed anew."""
+        return scheme.decompose(layer, self.metrics.get(name))
 
     def _decompose(self, candidate: Candidate, wanted_rank: int | None, wanted_scheme: str | None) -> Choices:
         name, layer = candidate.name, candidate.layer
@@ -114,7 +118,7 @@ class Decomposer:
     def _whole(self, name: str, layer: PlainLayer, scheme: Scheme) -> Decomposition:
         """Returns a decomposition for all ranks, the one that is kept if it is whole."""
         kept = self._find(name, scheme, scheme.largest_ranks(layer))
-        return kept or scheme.decompose(layer, self.metrics.get(name))
+        return kept or self.decompose(name, layer, scheme)
 
     def _find(self, name: str, scheme: Scheme, ranks: Sequence[int]) -> Decomposition | None:
         """Returns the decomposition that is kept of a layer, if it serves some ranks."""

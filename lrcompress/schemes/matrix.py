@@ -23,8 +23,8 @@ from lrcompress.schemes.scheme import (
     Decomposition,
     Positions,
     Scheme,
+    build_like,
     channels,
-    factory,
     one_mode,
     product_spectrum,
 )
@@ -104,9 +104,9 @@ class Matrix(Scheme):
     def build(self, layer: PlainLayer, ranks: tuple[int, ...]) -> LowRankLayer:
         bias, (rank,) = layer.bias is not None, ranks
         if isinstance(layer, nn.Linear):
-            return LowRankLinear(layer.in_features, layer.out_features, rank, bias=bias, **factory(layer))
+            return build_like(layer, LowRankLinear, layer.in_features, layer.out_features, rank, bias=bias)
         geometry = ConvGeometry.of(layer)
-        return MatrixConv(layer.in_channels, layer.out_channels, rank, geometry=geometry, bias=bias, **factory(layer))
+        return build_like(layer, MatrixConv, layer.in_channels, layer.out_channels, rank, geometry=geometry, bias=bias)
 
     @override
     def spectrum(self, low_rank: LowRankLinear | MatrixConv) -> Float[Tensor, "k"]:

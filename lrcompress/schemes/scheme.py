@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.schemes.metric import Metric
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
 class Call(NamedTuple):
@@ -131,9 +133,9 @@ def channels(layer: PlainLayer) -> tuple[int, int, int]:
     return layer.out_channels, layer.in_channels, math.prod(layer.kernel_size)
 
 
-def factory(layer: PlainLayer) -> dict[str, Any]:
-    """Returns the layer's device and type, as layers take them."""
-    return {"device": layer.weight.device, "dtype": layer.weight.dtype}
+def build_like(layer: PlainLayer, kind: type[LayerT], *args: Any, **kwargs: Any) -> LayerT:
+    """Returns a module on the layer's device and of its type, its values not set: drawing them would take longer."""
+    return kind(*args, **kwargs, device="meta", dtype=layer.weight.dtype).to_empty(device=layer.weight.device)
 
 
 def one_mode(count: int) -> Int[Tensor, "k 1"]:

@@ -15,8 +15,8 @@ from lrcompress.schemes.scheme import (
     Decomposition,
     Positions,
     Scheme,
+    build_like,
     channels,
-    factory,
     one_mode,
     product_spectrum,
 )
@@ -98,7 +98,7 @@ class Spatial(Scheme):
     def build(self, layer: PlainLayer, ranks: tuple[int, ...]) -> LowRankLayer:
         assert isinstance(layer, CONVOLUTIONS)
         geometry, bias, (rank,) = ConvGeometry.of(layer), layer.bias is not None, ranks
-        return SpatialConv(layer.in_channels, layer.out_channels, rank, geometry=geometry, bias=bias, **factory(layer))
+        return build_like(layer, SpatialConv, layer.in_channels, layer.out_channels, rank, geometry=geometry, bias=bias)
 
     @override
     def spectrum(self, low_rank: SpatialConv) -> Float[Tensor, "k"]:

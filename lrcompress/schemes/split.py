@@ -11,7 +11,7 @@ from typing_extensions import override
 from lrcompress.linalg import principal_basis, tail_energies, two_factors
 from lrcompress.nn import LowRankLayer, PlainLayer, SplitLowRankLinear
 from lrcompress.schemes.metric import Metric
-from lrcompress.schemes.scheme import Decomposition, Positions, Scheme, factory, product_spectrum
+from lrcompress.schemes.scheme import Decomposition, Positions, Scheme, build_like, product_spectrum
 
 PARTS = 3
 FUSED_NAMES = ("qkv", "in_proj", "to_qkv", "c_attn")
@@ -92,7 +92,7 @@ class Split(Scheme):
     @override
     def build(self, layer: PlainLayer, ranks: tuple[int, ...]) -> LowRankLayer:
         m, n = layer.weight.shape
-        return SplitLowRankLinear(n, m, ranks, bias=layer.bias is not None, **factory(layer))
+        return build_like(layer, SplitLowRankLinear, n, m, ranks, bias=layer.bias is not None)
 
     @override
     def spectrum(self, low_rank: SplitLowRankLinear) -> Float[Tensor, "k"]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lrcompress.linalg import fit, gram, nested_features
 from lrcompress.nn import CONVOLUTIONS, ConvGeometry, Convolution, LowRankLayer, PlainLayer, TuckerConv
 from lrcompress.schemes.metric import Metric
-from lrcompress.schemes.scheme import Decomposition, Positions, Scheme, channels, factory, product_spectrum
+from lrcompress.schemes.scheme import Decomposition, Positions, Scheme, build_like, channels, product_spectrum
 
 
 class TuckerDecomposition(Decomposition):
@@ -95,7 +95,7 @@ class Tucker2(Scheme):
     def build(self, layer: PlainLayer, ranks: tuple[int, ...]) -> LowRankLayer:
         assert isinstance(layer, CONVOLUTIONS)
         geometry, bias = ConvGeometry.of(layer), layer.bias is not None
-        return TuckerConv(layer.in_channels, layer.out_channels, ranks, geometry=geometry, bias=bias, **factory(layer))
+        return build_like(layer, TuckerConv, layer.in_channels, layer.out_channels, ranks, geometry=geometry, bias=bias)
 
     @override
     def spectrum(self, low_rank: TuckerConv) -> Float[Tensor, "k"]:

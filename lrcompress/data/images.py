@@ -42,6 +42,11 @@ def random_subset(images: ImageSet, count: int, *, seed: int) -> ImageSet:
     return _select(images, chosen, f"{images.description}, {count} images drawn with seed {seed}")
 
 
+def slice_images(images: ImageSet, numbers: range) -> ImageSet:
+    """Returns the images with these numbers."""
+    return _select(images, numbers, images.description)
+
+
 def shard_images(images: ImageSet, rank: int, count: int) -> ImageSet:
     """Returns every `count`-th image, beginning with number `rank`: one process's part of an evaluation."""
     return images if count == 1 else _select(images, range(rank, len(images), count), images.description)

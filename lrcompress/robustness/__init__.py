@@ -1,7 +1,8 @@
 """Stage 6: attacks on the compressed and the uncompressed model, on the same images, with intervals and checks."""
 
 from lrcompress.robustness.attacks import ATTACKS, SUITES, AttackSettings, find_attack, parse_eps, parse_norm
-from lrcompress.robustness.evaluate import EvaluatedModel, evaluate_models
+from lrcompress.robustness.blocks import BlockOutcome
+from lrcompress.robustness.evaluate import EvaluatedModel, Work, evaluate_models
 from lrcompress.robustness.evaluation import AttackOutcome, Distances, Evaluation, Finding, ModelOutcome
 from lrcompress.robustness.statistics import McNemar, compare_paired, wilson_interval
 
@@ -10,12 +11,14 @@ __all__ = [
     "SUITES",
     "AttackOutcome",
     "AttackSettings",
+    "BlockOutcome",
     "Distances",
     "EvaluatedModel",
     "Evaluation",
     "Finding",
     "McNemar",
     "ModelOutcome",
+    "Work",
     "compare_paired",
     "evaluate_models",
     "find_attack",

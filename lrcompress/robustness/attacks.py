@@ -115,7 +115,8 @@ class AttackSettings:
     Attributes:
         attacks: names that `find_attack` knows; none measures clean accuracy only.
         norm: "linf", "l2" or "l1".
-        eps: radii in pixel units of [0, 1] images.
+        eps: radii in pixel units of [0, 1] images; none are chosen when the models are there.
+        eps_chosen: whether they were.
         steps: of iterated attacks.
         restarts: of attacks with a random start.
         queries: of Square.
@@ -129,6 +130,7 @@ class AttackSettings:
     attacks: tuple[str, ...] = ()
     norm: Norm = "linf"
     eps: tuple[float, ...] = ()
+    eps_chosen: bool = False
     steps: int = 20
     restarts: int = 1
     queries: int = 1000
@@ -149,11 +151,18 @@ class AttackSettings:
             raise OptionError(f"--restarts must be at least 1, got {self.restarts}", hint="--restarts 1")
         if self.queries < 1:
             raise OptionError(f"--queries must be at least 1, got {self.queries}", hint="--queries 1000")
-        if self.attacks and not self.eps:
-            object.__setattr__(self, "eps", DEFAULT_EPS[self.norm])
         object.__setattr__(self, "eps", tuple(sorted(set(self.eps))))
         for eps in self.eps:
             _check_eps(eps, self.norm)
+
+    def follows_gradients(self) -> bool:
+        """Whether an attack is among them whose strength is worth a doubt."""
+        return self.transferred() is not None
+
+    def transferred(self) -> str | None:
+        """Returns the attack whose images are shown to the other model too, the first that follows gradients."""
+        found = [name for name in ("pgd", "apgd-ce", "apgd-dlr", "apgd-t") if name in self.attacks]
+        return found[0] if found else None
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as the report shows them."""
@@ -167,6 +176,7 @@ class AttackSettings:
             "attacks": list(self.attacks),
             "batch_size": self.batch_size,
             "eps": list(self.eps),
+            "eps_chosen": self.eps_chosen,
             "steps": self.steps,
             "restarts": self.restarts,
             "rel_stepsize": relative_stepsize(self.steps),

@@ -1,27 +1,30 @@
-"""The evaluation engine: both models, the same images, worst case per image."""
+"""The evaluation engine: all models on the same images, block by block, worst case per image."""
 
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lrcompress.data import ImageSet, iterate_batches
-from lrcompress.errors import EvaluationError, OptionError
-from lrcompress.measure import predict_correct
-from lrcompress.perturb import perturbation_sizes
-from lrcompress.robustness.attacks import AttackKind, AttackSettings, find_attack
-from lrcompress.robustness.checks import find_doubts
-from lrcompress.robustness.evaluation import AttackOutcome, Distances, Evaluation, ModelOutcome
-from lrcompress.robustness.foolbox_adapter import is_minimal, run_foolbox
-from lrcompress.robustness.iterated import BALL_SLACK, Passes, run_stream
+from lrcompress.data import ImageSet, iterate_batches, slice_images
+from lrcompress.errors import DataError, EvaluationError, OptionError
+from lrcompress.robustness.attacking import BlockAttacker
+from lrcompress.robustness.attacks import AttackSettings, find_attack
+from lrcompress.robustness.blocks import Block, BlockOutcome, KnownBlock, ModelBlock
+from lrcompress.robustness.evaluation import Evaluation
+from lrcompress.robustness.examples import SHOWN, example
+from lrcompress.robustness.gradients import measure_gradients
+from lrcompress.robustness.grid import choose_eps
+from lrcompress.robustness.iterated import Passes
+from lrcompress.robustness.probes import check_model, check_radius_of_zero, probe_attack
+from lrcompress.robustness.summary import summarise
 
 # Batches that are held in memory at once, so that what leaves a batch can be replaced (Note [Streaming]).
 BLOCK = 4
+TRIED = 256  # images among which radii are tried on
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,38 @@ class EvaluatedModel:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Work:
+    """Which part of an evaluation is to be done here, and what becomes of it.
+
+    Attributes:
+        finished: blocks that are done already.
+        on_block: called with each block that is done.
+        process: number of this process.
+        processes: that share the blocks.
+        gather: returns the blocks of all processes.
+        time_limit: in seconds, after which no block is begun; the first one always is.
+    """
+
+    finished: Sequence[BlockOutcome] = ()
+    on_block: Callable[[BlockOutcome], None] = lambda outcome: None
+    process: int = 0
+    processes: int = 1
+    gather: Callable[[list[BlockOutcome]], list[BlockOutcome]] = lambda outcomes: outcomes
+    time_limit: float | None = None
+
+    def missing(self, blocks: int) -> list[int]:
+        """Returns the numbers of the blocks that are to be done here."""
+        done = {outcome.number for outcome in self.finished}
+        return [number for number in range(blocks) if number not in done][self.process :: self.processes]
+
+
 def evaluate_models(
     models: Sequence[EvaluatedModel],
     images: ImageSet,
     settings: AttackSettings,
     *,
+    work: Work | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Evaluation:
     """Returns clean and robust accuracy of all models on the same images, with the same seeds.
@@ -51,285 +81,239 @@ def evaluate_models(
     Args:
         models: the baseline first, where there is one.
         images: what to evaluate on.
-        settings: which attacks.
+        settings: which attacks; without radii they are chosen such that they tell something.
+        work: what is done already, or by others.
         on_progress: called with what is being done, images done and images in all.
 
     Raises:
         DataError: if a label lies outside of the model's classes.
         OptionError: if an attack needs more classes than a model has.
-        EvaluationError: if the figures would be void: logits that are not finite or not repeatable, or probabilities
-            instead of logits.
+        EvaluationError: if the figures would be void: logits that are not finite or not repeatable, or that depend on
+            the batch, probabilities instead of logits, models with different classes.
     """
-    outcomes, labels = [], list[int]()
-    for evaluated in models:
-        run = _Run(evaluated, images, settings, on_progress)
-        outcomes.append(run.run())
-        labels = run.labels
-    return Evaluation(
-        data=images.description,
-        images=len(images),
-        norm=settings.norm,
-        settings=settings.describe(),
-        seed=settings.seed,
-        models=tuple(outcomes),
-        findings=find_doubts(outcomes),
-        labels=tuple(labels),
-        class_names=images.class_names,
-    )
+    work = work or Work()
+    size = BLOCK * settings.batch_size
+    missing = work.missing(-(-len(images) // size))
+    with ExitStack() as stack:
+        for evaluated in models:
+            stack.enter_context(ready_for_attack(evaluated.model))
+        classes = _check(models, images, settings)
+        settings = _with_radii(models[0].model, images, settings)
+        progress = _Progress(models, settings, sum(_images_in(number, size, images) for number in missing), on_progress)
+        started, outcomes = time.monotonic(), list[BlockOutcome]()
+        for number in missing:
+            if outcomes and work.time_limit is not None and time.monotonic() - started > work.time_limit:
+                break
+            block = _load(images, number, size, next(models[0].model.parameters()).device)
+            outcomes.append(_BlockRun(models, block, settings, progress).run())
+            work.on_block(outcomes[-1])
+    outcomes = sorted(work.gather([*work.finished, *outcomes]), key=lambda one: one.number)
+    return summarise({one.role: one.sha256 for one in models}, outcomes, images, settings, classes=classes)
 
 
 @contextmanager
 def ready_for_attack(model: nn.Module) -> Iterator[nn.Module]:
     """Yields the model in eval mode with frozen parameters, and restores everything afterwards.
 
-    Frozen parameters spare each attack step the weight gradients, a third of its cost.
+    Frozen parameters spare each attack step the weight gradients, a third of its cost; kernels in channels_last, as the
+    images are, spare it conversions.
     """
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     modes = {module: module.training for module in model.modules()}
+    turned = [one for one in model.parameters() if one.ndim == 4 and one.is_contiguous()]
     try:
+        for parameter in turned:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         model.requires_grad_(False).eval()
         yield model
     finally:
+        for parameter in turned:
+            parameter.data = parameter.data.contiguous()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(wanted[name])
         for module, training in modes.items():
             module.training = training
 
 
+def _check(models: Sequence[EvaluatedModel], images: ImageSet, settings: AttackSettings) -> int:
+    """Refuses models whose figures would be void or that cannot be compared, and returns the number of classes."""
+    classes = {one.role: check_model(one.model, one.role, images) for one in models}
+    if len(set(classes.values())) > 1:
+        raise EvaluationError(
+            " and ".join(f"the {role} model has {count} classes" for role, count in classes.items()),
+            hint="compare a model with the one that it was made from",
+        )
+    (count,) = set(classes.values())
+    for name in settings.attacks:
+        if count < find_attack(name).classes:
+            raise OptionError(
+                f"{name} needs {find_attack(name).classes} classes, the models have {count}", hint="--attack apgd-ce"
+            )
+    return count
+
+
+def _with_radii(model: nn.Module, images: ImageSet, settings: AttackSettings) -> AttackSettings:
+    if not settings.attacks or settings.eps:
+        return settings
+    few = slice_images(images, range(min(TRIED, len(images))))
+    block = _load(few, 0, TRIED, next(model.parameters()).device)
+    return replace(settings, eps=choose_eps(model, block.pixels, block.labels, settings), eps_chosen=True)
+
+
+def _images_in(number: int, size: int, images: ImageSet) -> int:
+    return min(size, len(images) - number * size)
+
+
+def _load(images: ImageSet, number: int, size: int, device: torch.device) -> Block:
+    first = number * size
+    part = slice_images(images, range(first, min(first + size, len(images))))
+    pixels, labels = next(iterate_batches(part, batch_size=size))
+    pixels = pixels.to(device).contiguous(memory_format=torch.channels_last)
+    return Block(number, first, pixels, labels.to(device))
+
+
+class _Progress:
+    """Counts images of all attacks on all models."""
+
+    def __init__(
+        self,
+        models: Collection[EvaluatedModel],
+        settings: AttackSettings,
+        images: int,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.done, self.on_progress = 0, on_progress
+        self.total = images * len(models) * max(1, len(settings.attacks))
+
+    def tell(self, what: str, images: int, share: float) -> None:
+        """Tells of a share of some images, which are counted once it is 1."""
+        self.on_progress(what, self.done + round(share * images), self.total)
+        if share == 1:
+            self.done += images
+
+
 @dataclass
-class _Table:
-    """What one attack did, image by image: rows of radii, and distances where they are what it looks for."""
+class _BlockRun:
+    """The evaluation of all models on one block."""
 
-    robust: Bool[Tensor, "e n"]
-    distances: Float[Tensor, "n"] | None
-
-
-@dataclass
-class _Run:
-    """The evaluation of one model."""
-
-    evaluated: EvaluatedModel
-    images: ImageSet
+    models: Sequence[EvaluatedModel]
+    block: Block
     settings: AttackSettings
-    on_progress: Callable[[str, int, int], None]
-    passes: Passes = field(default_factory=Passes)
-    labels: list[int] = field(default_factory=list)
+    progress: _Progress
 
-    def run(self) -> ModelOutcome:
-        model, role, settings = self.evaluated.model, self.evaluated.role, self.settings
-        start = time.perf_counter()
-        with ready_for_attack(model):
-            classes = _check_model(model, role, self.images)
-            for name in settings.attacks:
-                if classes < find_attack(name).classes:
-                    least = find_attack(name).classes
-                    raise OptionError(
-                        f"{name} needs {least} classes, the {role} model has {classes}", hint="--attack apgd-ce"
-                    )
-            clean = predict_correct(model, self.images, batch_size=settings.batch_size)
-            self.passes.forward += len(self.images)
-            attacks = self._attack(clean, classes)
-        return ModelOutcome(
-            role,
-            self.evaluated.sha256,
-            tuple(clean.tolist()),
-            attacks,
-            seconds=time.perf_counter() - start,
-            forward_passes=self.passes.forward,
-            backward_passes=self.passes.backward,
-        )
+    def run(self) -> BlockOutcome:
+        outcome = BlockOutcome(self.block.number, self.block.labels.tolist())
+        standing: dict[str, Tensor] = {}
+        for evaluated in self.models:
+            started = time.perf_counter()
+            outcome.models[evaluated.role] = part = ModelBlock()
+            standing[evaluated.role] = self._run_model(evaluated, part, outcome, standing)
+            part.seconds += time.perf_counter() - started
+        return outcome
 
-    def _attack(self, clean: Bool[Tensor, "n"], classes: int) -> tuple[AttackOutcome, ...]:
-        """Returns one outcome per attack and their worst case per image."""
-        settings, count = self.settings, len(self.images)
-        tables = {
-            name: _Table(torch.zeros(len(settings.eps), count, dtype=torch.bool), _no_distances(name, count))
-            for name in settings.attacks
-        }
-        device = next(self.evaluated.model.parameters()).device
-        first = 0
-        for pixels, labels in iterate_batches(self.images, batch_size=BLOCK * settings.batch_size):
-            self.labels += labels.tolist()
-            span = slice(first, first + len(labels))
-            block = _Block(pixels.to(device), labels.to(device), clean[span].to(device), first, classes)
-            for number, (name, table) in enumerate(tables.items()):
-                done = first * len(tables) + number * len(labels)
-                table.robust[:, span] = self._attack_block(name, block, table, done)
-            first = span.stop
-        if not tables:
-            return ()
-        outcomes = [_outcome(name, settings, table) for name, table in tables.items()]
-        worst = torch.stack([table.robust for table in tables.values()]).all(0)
-        return (*outcomes, AttackOutcome("worst", settings.eps, _rows(worst)))
+    def _run_model(
+        self, evaluated: EvaluatedModel, part: ModelBlock, outcome: BlockOutcome, others: dict[str, Tensor]
+    ) -> Tensor:
+        """Fills in what one model does, and returns where it withstands all attacks (radii × images)."""
+        settings, role, passes = self.settings, evaluated.role, Passes()
+        known = _know(evaluated, self.block, settings.batch_size, passes)
+        part.clean = known.clean.tolist()
+        count = len(part.clean)
+        rows = [known.clean.expand(max(1, len(settings.eps)), -1)]
+        for name in settings.attacks:
+            what = f"{role}: {find_attack(name).title}"
+            attacker = BlockAttacker(
+                evaluated.model,
+                known,
+                settings,
+                on_moved=lambda attack, radius, moved: self._moved(evaluated, attack, radius, moved, outcome, others),
+                on_progress=lambda share, what=what: self.progress.tell(what, count, min(share, 0.999)),
+                passes=passes,
+            )
+            found = attacker.attack(name)
+            if settings.eps[0] == 0:
+                check_radius_of_zero(known, role, found.robust[0])
+            part.robust[name] = found.robust.tolist()
+            if found.distances is not None:
+                part.distances[name] = [one if one < float("inf") else None for one in found.distances.tolist()]
+            if found.silent:
+                part.silent[name] = found.silent
+            rows.append(found.robust)
+            self.progress.tell(what, count, 1)
+        worst = torch.stack(rows).all(0)
+        if settings.follows_gradients():
+            norms, margins = measure_gradients(
+                evaluated.model, known, settings.norm, batch_size=settings.batch_size, passes=passes
+            )
+            part.gradient_norms, part.margins = norms.tolist(), margins.tolist()
+            if self.block.number == 0:
+                doubts = probe_attack(evaluated.model, role, known, worst, settings, passes)
+                outcome.doubts += [asdict(doubt) for doubt in doubts]
+        if not settings.attacks:
+            self.progress.tell(role, count, 1)
+        part.forward_passes, part.backward_passes = passes.forward, passes.backward
+        return worst
 
-    def _attack_block(self, name: str, block: "_Block", table: _Table, done: int) -> Bool[Tensor, "e n"]:
-        """Returns for each radius and image whether the model withstood the attack up to that radius.
+    def _moved(
+        self,
+        source: EvaluatedModel,
+        attack: str,
+        radius: int,
+        moved: Tensor,
+        outcome: BlockOutcome,
+        others: dict[str, Tensor],
+    ) -> None:
+        """Shows what was made against one model to all, and keeps some of it to look at."""
+        if attack != self.settings.transferred():
+            return
+        answers = {}
+        for target in self.models:
+            with torch.no_grad():
+                answers[target.role] = torch.cat(
+                    [target.model(part).argmax(1) for part in moved.split(self.settings.batch_size)]
+                )
+            if len(self.models) > 1:
+                right = (answers[target.role] == self.block.labels).tolist()
+                outcome.transferred.setdefault(f"{source.role}→{target.role}", []).append(right)
+        if source.role == "compressed" and self.block.number == 0 and len(outcome.examples) < SHOWN:
+            self._keep_examples(radius, moved, answers, outcome, others)
 
-        Images that are broken leave: what succeeds within a ball also succeeds within a larger one.
-        """
-        kind, total = find_attack(name), len(self.images) * len(self.settings.attacks)
-
-        def tell(share: float) -> None:
-            finished = done + round(share * len(block.labels))
-            self.on_progress(f"{self.evaluated.role}: {kind.title}", finished, total)
-
-        if kind.make is not None:
-            rows = self._attack_in_balls(name, kind, block, tell)
-        elif is_minimal(kind.foolbox[self.settings.norm]):
-            rows = self._find_nearest(name, kind, block, table)
-        else:
-            rows = self._attack_by_foolbox(name, kind, block)
-        tell(1.0)
-        return rows
-
-    def _attack_in_balls(
-        self, name: str, kind: AttackKind, block: "_Block", tell: Callable[[float], None]
-    ) -> Bool[Tensor, "e n"]:
-        assert kind.make is not None  # as the caller knows
-        settings, model = self.settings, self.evaluated.model
-        with torch.no_grad():
-            logits = torch.cat([model(part) for part in block.pixels.split(settings.batch_size)])
-        self.passes.forward += len(block.labels)
-        standing, rows = block.clean.clone(), []
-        runs = kind.runs(settings, block.classes)
-        parts, part = len(settings.eps) * runs, 0
-        for radius, eps in enumerate(settings.eps):
-            for run in range(runs):
-                active = standing.nonzero().flatten()
-                if len(active) > 0:
-                    finished = len(block.labels) - len(active)
-
-                    def count(images: int, part: int = part) -> None:
-                        nonlocal finished
-                        finished += images
-                        tell((part + finished / len(block.labels)) / parts)
-
-                    outcome = run_stream(
-                        model,
-                        kind.make(settings, eps, run),
-                        block.pixels[active],
-                        block.labels[active],
-                        logits[active],
-                        # The same for both models, different for everything else.
-                        _seeds(active + block.first, settings.seed, name, radius, run),
-                        batch_size=settings.batch_size,
-                        on_finished=count,
-                    )
-                    standing[active] = ~outcome.broken
-                    self.passes.forward += outcome.passes.forward
-                    self.passes.backward += outcome.passes.backward
-                part += 1
-            rows.append(standing.cpu().clone())
-        return torch.stack(rows)
-
-    def _attack_by_foolbox(self, name: str, kind: AttackKind, block: "_Block") -> Bool[Tensor, "e n"]:
-        standing, rows = block.clean.clone(), []
-        for radius, eps in enumerate(self.settings.eps):
-            for active in standing.nonzero().flatten().split(self.settings.batch_size):
-                moved, sizes = self._foolbox(name, kind, block, active, radius, eps=eps)
-                slack = BALL_SLACK * block.pixels[0].numel()
-                if float(sizes.max()) > eps * (1 + BALL_SLACK) + slack:
-                    raise EvaluationError(
-                        f"{name} left its ball: {float(sizes.max()):g} > {eps:g}", hint="leave it out"
-                    )
-                standing[active] = self._is_right(moved, block.labels[active])
-            rows.append(standing.cpu().clone())
-        return torch.stack(rows)
-
-    def _find_nearest(self, name: str, kind: AttackKind, block: "_Block", table: _Table) -> Bool[Tensor, "e n"]:
-        assert table.distances is not None  # of attacks that look for them
-        distances = torch.full((len(block.labels),), torch.inf, device=block.labels.device)
-        distances[~block.clean] = 0
-        for active in block.clean.nonzero().flatten().split(self.settings.batch_size):
-            moved = self._foolbox(name, kind, block, active, 0, eps=None)
-            sizes = perturbation_sizes(moved - block.pixels[active], self.settings.norm)
-            right = self._is_right(moved, block.labels[active])
-            distances[active] = torch.where(right, torch.inf, sizes)
-        table.distances[block.first : block.first + len(distances)] = distances.cpu()
-        radii = torch.tensor(self.settings.eps)[:, None]
-        return (distances.cpu() > radii * (1 + BALL_SLACK)) & block.clean.cpu()
-
-    def _foolbox(
-        self, name: str, kind: AttackKind, block: "_Block", active: Int[Tensor, "k"], radius: int, *, eps: float | None
-    ) -> Float[Tensor, "k c h w"]:
-        seed = zlib.crc32(repr((self.settings.seed, name, radius, block.first + int(active[0]))).encode())
-        return run_foolbox(
-            kind.foolbox[self.settings.norm],
-            kind.options,
-            self.evaluated.model,
-            block.pixels[active],
-            block.labels[active],
-            eps=eps,
-            seed=seed,
-        )
-
-    def _is_right(self, moved: Tensor, labels: Tensor) -> Bool[Tensor, "k"]:
-        self.passes.forward += len(moved)
-        with torch.no_grad():
-            logits = self.evaluated.model(moved)
-        if not torch.isfinite(logits).all():
-            raise EvaluationError("logits under attack are not finite", hint="the model overflows in float32")
-        return logits.argmax(1) == labels
+    def _keep_examples(
+        self,
+        radius: int,
+        moved: Tensor,
+        answers: dict[str, Tensor],
+        outcome: BlockOutcome,
+        others: dict[str, Tensor],
+    ) -> None:
+        block, shown = self.block, {one["index"] for one in outcome.examples}
+        known = torch.tensor(outcome.models["compressed"].clean, device=block.labels.device)
+        lost = known & (answers["compressed"] != block.labels)
+        # Those that only the compressed model loses come first.
+        first = lost & others["baseline"][radius] if "baseline" in others else lost
+        candidates = [*(first & lost).nonzero().flatten().tolist(), *(lost & ~first).nonzero().flatten().tolist()]
+        for index in [one for one in candidates if block.first + one not in shown][: SHOWN - len(outcome.examples)]:
+            told: dict[str, dict[str, Any]] = {
+                role: {"predicted": int(answer[index])} for role, answer in answers.items()
+            }
+            told["compressed"] |= {"eps": self.settings.eps[radius]}
+            label = int(block.labels[index])
+            outcome.examples.append(example(block.first + index, label, block.pixels[index], moved[index], told))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Images that are in memory at once, on the model's device.
-
-    Attributes:
-        pixels: the clean images.
-        labels: their classes.
-        clean: whether the model knows them.
-        first: number of the first one in the whole set.
-        classes: of the model.
-    """
-
-    pixels: Float[Tensor, "n c h w"]
-    labels: Int[Tensor, "n"]
-    clean: Bool[Tensor, "n"]
-    first: int
-    classes: int
-
-
-def _check_model(model: nn.Module, role: str, images: ImageSet) -> int:
-    """Refuses models whose figures would be void, and returns the number of classes."""
-    device = next(model.parameters()).device
-    pixels, _ = next(iterate_batches(images, batch_size=8))
-    pixels = pixels.to(device)
-    with torch.inference_mode():
-        logits, again = model(pixels), model(pixels)
+def _know(evaluated: EvaluatedModel, block: Block, batch_size: int, passes: Passes) -> KnownBlock:
+    """Returns the block with the model's answers to its clean images."""
+    with torch.no_grad():
+        logits = torch.cat([evaluated.model(part) for part in block.pixels.split(batch_size)])
+    passes.forward += len(logits)
     if not torch.isfinite(logits).all():
-        raise EvaluationError(f"the {role} model's logits are not finite", hint="check weights and preprocessing")
-    if not torch.equal(logits, again):
         raise EvaluationError(
-            f"the {role} model answers the same images differently",
-            hint="attacks on random models need other methods; remove the randomness",
+            f"the {evaluated.role} model's logits are not finite", hint="check the weights and the preprocessing"
         )
-    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
-        raise EvaluationError(
-            f"the {role} model returns probabilities, whose gradients vanish", hint="remove the softmax at its end"
+    lowest, highest = int(block.labels.min()), int(block.labels.max())
+    if lowest < 0 or highest >= logits.shape[1]:
+        raise DataError(
+            f"the images have label {lowest if lowest < 0 else highest}, the model {logits.shape[1]} classes",
+            hint="give the data set the model was trained on",
         )
-    return logits.shape[1]
-
-
-def _no_distances(name: str, count: int) -> Float[Tensor, "n"] | None:
-    kind = find_attack(name)
-    minimal = kind.make is None and is_minimal(next(iter(kind.foolbox.values())))
-    return torch.full((count,), torch.inf) if minimal else None
-
-
-def _outcome(name: str, settings: AttackSettings, table: _Table) -> AttackOutcome:
-    distances = None
-    if table.distances is not None:
-        found = tuple(value if value < float("inf") else None for value in table.distances.tolist())
-        distances = Distances(settings.norm, found)
-    return AttackOutcome(name, settings.eps, _rows(table.robust), distances)
-
-
-def _rows(robust: Bool[Tensor, "e n"]) -> tuple[tuple[bool, ...], ...]:
-    return tuple(tuple(row) for row in robust.tolist())
-
-
-def _seeds(numbers: Int[Tensor, "n"], *parts: int | str) -> Int[Tensor, "n"]:
-    """Returns a seed for each image, the same in every process, unlike `hash`."""
-    return (numbers << 32) + zlib.crc32(repr(parts).encode())
+    return KnownBlock(block, logits, logits.argmax(1) == block.labels)

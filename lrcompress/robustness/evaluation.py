@@ -1,7 +1,7 @@
 """The values an evaluation results in: outcomes image by image."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lrcompress.perturb import Norm
@@ -57,6 +57,34 @@ class AttackOutcome:
 
 
 @dataclass(frozen=True)
+class Steepness:
+    """How a model changes around the clean images: diagnostics, which certify nothing.
+
+    Attributes:
+        median_norm: of the loss's gradient by the pixels, in the dual norm of the perturbations.
+        median_margin: of the first-order distance to the nearest other class, over the images that the model knows.
+    """
+
+    median_norm: float
+    median_margin: float | None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What each model does with the images that an attack made against each.
+
+    Attributes:
+        attack: its name.
+        eps: the radius.
+        accuracy: shares by "source→target".
+    """
+
+    attack: str
+    eps: float
+    accuracy: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class ModelOutcome:
     """What one model did on all images.
 
@@ -68,6 +96,8 @@ class ModelOutcome:
         seconds: wall time.
         forward_passes: images that were put through the model.
         backward_passes: images whose gradient was computed.
+        silent: by attack, images that stood while the gradient was zero in every entry.
+        steepness: of the model at the clean images, where an attack followed gradients.
     """
 
     role: str
@@ -77,6 +107,8 @@ class ModelOutcome:
     seconds: float
     forward_passes: int = 0
     backward_passes: int = 0
+    silent: Mapping[str, int] = field(default_factory=dict)
+    steepness: Steepness | None = None
 
     def outcome(self, attack: str) -> AttackOutcome:
         """Returns the outcome of the attack with this name."""
@@ -114,6 +146,9 @@ class Evaluation:
         findings: doubts.
         labels: the images' classes; empty if they are not known.
         class_names: one per class, where the source has names.
+        images_asked: how many there were to evaluate on, if time did not suffice for all.
+        transfer: of two models, what was made against one shown to the other.
+        examples: images to look at.
     """
 
     data: str
@@ -125,6 +160,9 @@ class Evaluation:
     findings: tuple[Finding, ...]
     labels: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
+    images_asked: int | None = None
+    transfer: Transfer | None = None
+    examples: tuple[Mapping[str, Any], ...] = ()
 
     def model(self, role: str) -> ModelOutcome | None:
         """Returns the outcome of "baseline" or "compressed", None if that model was not evaluated."""
@@ -139,7 +177,8 @@ class Evaluation:
             "norm": self.norm,
             "settings": dict(self.settings),
             "seed": self.seed,
-            "complete": True,
+            "complete": self.images_asked is None,
+            **({} if self.images_asked is None else {"images_asked": self.images_asked}),
             "forward_passes": sum(model.forward_passes for model in self.models),
             "backward_passes": sum(model.backward_passes for model in self.models),
             "seconds": round(sum(model.seconds for model in self.models), 3),
@@ -151,6 +190,13 @@ class Evaluation:
             values["labels"] = list(self.labels)
             values["class_names"] = list(self.class_names) or None
             values["per_class"] = _per_class_json(self.models, self.labels)
+        if self.transfer is not None:
+            values["transfer"] = asdict(self.transfer)
+        steepness = {model.role: asdict(model.steepness) for model in self.models if model.steepness is not None}
+        if steepness:
+            values["gradients"] = steepness
+        if self.examples:
+            values["examples"] = [dict(one) for one in self.examples]
         baseline, compressed = self.model("baseline"), self.model("compressed")
         if baseline is not None and compressed is not None:
             values["paired"] = _paired_json(baseline, compressed)

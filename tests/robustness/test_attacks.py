@@ -103,12 +103,6 @@ def test_radii_ascend_and_are_taken_once():
     assert AttackSettings(attacks=("pgd",), eps=(0.2, 0.1, 0.2)).eps == (0.1, 0.2)
 
 
-def test_radii_have_defaults_for_each_norm_and_none_without_attacks():
-    assert AttackSettings(attacks=("pgd",)).eps == pytest.approx((1 / 255, 2 / 255, 4 / 255, 8 / 255))
-    assert max(AttackSettings(attacks=("pgd",), norm="l2").eps) == 1.0
-    assert AttackSettings().eps == ()
-
-
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 100])
 def test_pgd_can_cross_the_ball_but_no_step_leaves_it(steps):
     step = relative_stepsize(steps)
@@ -122,6 +116,7 @@ def test_the_description_names_the_engine_with_its_version_and_all_that_decides_
         "attacks": ["fgsm", "pgd"],
         "batch_size": 50,
         "eps": [0.1],
+        "eps_chosen": False,
         "steps": 10,
         "restarts": 3,
         "rel_stepsize": 0.25,

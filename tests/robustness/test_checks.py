@@ -2,7 +2,7 @@ from lrcompress.robustness import AttackOutcome, ModelOutcome
 from lrcompress.robustness.checks import find_doubts
 
 
-def outcome(role="compressed", images=400, clean=None, eps=(0.1, 0.2), **robust):
+def outcome(role="compressed", images=400, clean=None, eps=(0.1, 0.2), silent=None, **robust):
     """A model's outcome from shares of robust images at two radii, the worst case of all attacks added."""
     clean = tuple([True] * images) if clean is None else clean
     rows = {name: tuple(tuple(bits) for bits in rows) for name, rows in robust.items()}
@@ -10,7 +10,7 @@ def outcome(role="compressed", images=400, clean=None, eps=(0.1, 0.2), **robust)
         worst = [tuple(all(bits) for bits in zip(*level, strict=True)) for level in zip(*rows.values(), strict=True)]
         rows["worst"] = tuple(worst)
     attacks = tuple(AttackOutcome(name, eps, bits) for name, bits in rows.items())
-    return ModelOutcome(role, "0", clean, attacks, 1.0)
+    return ModelOutcome(role, "0", clean, attacks, 1.0, silent=silent or {})
 
 
 def bits(good, images=400):
@@ -18,7 +18,7 @@ def bits(good, images=400):
 
 
 def findings(*models):
-    return [(finding.severity, finding.message) for finding in find_doubts(models)]
+    return [(finding.severity, finding.message) for finding in find_doubts(models, classes=10)]
 
 
 def test_a_sound_evaluation_raises_no_doubt():
@@ -45,11 +45,66 @@ def test_a_weaker_attack_that_breaks_more_makes_the_figures_unreliable():
 
 
 def test_it_is_the_same_image_that_counts_not_the_number():
-    # FGSM breaks fewer images, but one that PGD does not.
-    fgsm = [[False] + [True] * 399, [False] + [True] * 399]
-    pgd = [[True] + [False] * 9 + [True] * 390] * 2
+    # FGSM breaks fewer images, but three that PGD does not.
+    fgsm = [[False] * 3 + [True] * 397] * 2
+    pgd = [[True] * 3 + [False] * 9 + [True] * 388] * 2
     (found,) = findings(outcome(fgsm=fgsm, pgd=pgd))
-    assert "fgsm breaks 1 images" in found[1]
+    assert "fgsm breaks 3 images" in found[1]
+
+
+def test_one_image_in_two_hundred_is_no_doubt():
+    pgd = [bits(250), bits(100)]
+    assert findings(outcome(fgsm=[bits(248), bits(100)], pgd=pgd)) == []
+    (found,) = findings(outcome(fgsm=[bits(247), bits(100)], pgd=pgd))
+    assert found[0] == "unreliable"
+
+
+def test_square_beating_the_gradients_makes_the_figures_unreliable():
+    apgd = [bits(250), bits(100)]
+    (found,) = findings(outcome(square=[bits(200), bits(100)], **{"apgd-ce": apgd, "pgd": apgd}))
+    assert found[1].startswith("square breaks 50 images of the compressed model that PGD and APGD-CE do not")
+    assert "gradients" in found[1]
+
+
+def test_images_made_against_the_other_model_that_do_more_harm_are_told():
+    pgd = [bits(250), bits(100)]
+    models = outcome("baseline", pgd=pgd), outcome(pgd=pgd)
+
+    def found(pair, rows):
+        doubts = find_doubts(models, classes=10, transferred={pair: rows})
+        return [(doubt.check, doubt.model, doubt.message) for doubt in doubts]
+
+    harmless = [bits(390), bits(300)]
+    harm = [bits(250), [True] * 60 + [False] * 340]
+    assert found("baseline→compressed", harmless) == []
+    assert found("compressed→compressed", harm) == []
+    ((check, model, message),) = found("baseline→compressed", harm)
+    assert (check, model) == ("transfer-beats-white-box", "compressed")
+    assert "made against the baseline model breaks 40 images of the compressed model" in message
+    assert found("compressed→baseline", harm)[0][1] == "baseline"
+
+
+def test_gradients_that_are_zero_make_the_figures_unreliable():
+    pgd = [bits(250), bits(100)]
+    assert findings(outcome(pgd=pgd, silent={"pgd": 2})) == []
+    (found,) = findings(outcome(pgd=pgd, silent={"pgd": 3}))
+    assert found[0] == "unreliable"
+    assert "gradient of the compressed model is zero at 3 images that withstand PGD" in found[1]
+
+
+def test_images_that_withstand_what_leaves_nothing_of_them_are_told():
+    rows = {"eps": (0.1, 0.5)}
+    assert findings(outcome(pgd=[bits(390), bits(200)], **rows)) == []
+    (found,) = findings(outcome(pgd=[bits(390), bits(201)], **rows))
+    assert found[0] == "unreliable"
+    assert "withstands ε ≥ 0.5 on 201 images" in found[1]
+
+
+def test_guesses_are_told():
+    (found,) = findings(outcome(clean=tuple(bits(48))))  # of 400, of 10 classes
+    assert found[0] == "inconclusive"
+    assert "48 of 400 images rightly without an attack, no more than by guessing" in found[1]
+    assert findings(outcome(clean=tuple(bits(60)))) == []
 
 
 def test_all_models_at_the_floor_say_nothing():
@@ -63,9 +118,9 @@ def test_all_models_at_the_floor_say_nothing():
 
 def test_a_network_that_is_never_right_is_told_instead_of_the_floor():
     floor, never = [bits(0), bits(0)], tuple(bits(0))
-    (found,) = findings(outcome("baseline", clean=never, pgd=floor), outcome(clean=never, pgd=floor))
-    assert found[0] == "inconclusive"
-    assert "answers no image rightly even without an attack" in found[1]
+    found = findings(outcome("baseline", clean=never, pgd=floor), outcome(clean=never, pgd=floor))
+    assert [severity for severity, _ in found] == ["inconclusive"] * 2
+    assert all("0 of 400 images rightly" in message for _, message in found)
 
 
 def test_a_radius_of_zero_does_not_hide_the_floor():

@@ -1,0 +1,149 @@
+"""All attacks on one model and one block of images."""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lrcompress.errors import EvaluationError
+from lrcompress.perturb import perturbation_sizes
+from lrcompress.robustness.attacks import AttackKind, AttackSettings, find_attack
+from lrcompress.robustness.blocks import KnownBlock
+from lrcompress.robustness.foolbox_adapter import is_minimal, run_foolbox
+from lrcompress.robustness.iterated import BALL_SLACK, Passes, run_stream
+from lrcompress.robustness.seeds import image_seeds
+
+
+@dataclass
+class Attacked:
+    """What one attack did to the images of a block.
+
+    Attributes:
+        robust: for each radius, whether the model withstood up to it; what succeeds in a ball does so in larger ones.
+        distances: of the smallest perturbations, of attacks that look for them; infinite where nothing was found.
+        silent: images that stood while the gradient was zero.
+    """
+
+    robust: Bool[Tensor, "e n"]
+    distances: Float[Tensor, "n"] | None = None
+    silent: int = 0
+
+
+@dataclass
+class BlockAttacker:
+    """Attacks a model on a block.
+
+    Attributes:
+        model: in eval mode with frozen parameters.
+        known: the block, and the model's answers to it.
+        settings: of the attacks, radii among them.
+        on_moved: called after each radius of an attack in balls with its name, the number of the radius, and all
+            images as they were moved: adversarial where the model was misled, the last tries elsewhere.
+        on_progress: called with the share of an attack that is done.
+        passes: counted here.
+    """
+
+    model: nn.Module
+    known: KnownBlock
+    settings: AttackSettings
+    on_moved: Callable[[str, int, Float[Tensor, "n c h w"]], None] = lambda name, radius, moved: None
+    on_progress: Callable[[float], None] = lambda share: None
+    passes: Passes = field(default_factory=Passes)
+
+    def attack(self, name: str) -> Attacked:
+        """Returns what the attack of this name does. Broken images leave, and are not attacked at larger radii."""
+        kind = find_attack(name)
+        if kind.make is not None:
+            return self._in_balls(name, kind)
+        if is_minimal(kind.foolbox[self.settings.norm]):
+            return self._nearest(name, kind)
+        return self._by_foolbox(name, kind)
+
+    def _in_balls(self, name: str, kind: AttackKind) -> Attacked:
+        assert kind.make is not None  # as the caller knows
+        settings, block = self.settings, self.known.block
+        count = len(block.labels)
+        standing, moved, rows = self.known.clean.clone(), block.pixels.clone(), []
+        silent = torch.zeros_like(standing)
+        runs = kind.runs(settings, self.known.logits.shape[1])
+        parts, part = len(settings.eps) * runs, 0
+        for radius, eps in enumerate(settings.eps):
+            for run in range(runs):
+                active = standing.nonzero().flatten()
+                if len(active) > 0:
+                    finished = count - len(active)
+
+                    def tell(images: int, part: int = part) -> None:
+                        nonlocal finished
+                        finished += images
+                        self.on_progress((part + finished / count) / parts)
+
+                    outcome = run_stream(
+                        self.model,
+                        kind.make(settings, eps, run),
+                        block.pixels[active],
+                        block.labels[active],
+                        self.known.logits[active],
+                        # The same for all models, different for everything else.
+                        image_seeds(active + block.first, settings.seed, name, radius, run),
+                        batch_size=settings.batch_size,
+                        on_finished=tell,
+                    )
+                    standing[active], moved[active] = ~outcome.broken, outcome.moved
+                    silent[active] |= outcome.silent
+                    self.passes.forward += outcome.passes.forward
+                    self.passes.backward += outcome.passes.backward
+                part += 1
+            rows.append(standing.clone())
+            self.on_moved(name, radius, moved)
+        stood = torch.stack(rows)[int(settings.eps[0] == 0) :].any(0)  # at ε = 0 nothing is to be followed
+        return Attacked(torch.stack(rows), silent=int((silent & stood).sum()))
+
+    def _by_foolbox(self, name: str, kind: AttackKind) -> Attacked:
+        block, standing, rows = self.known.block, self.known.clean.clone(), []
+        for radius, eps in enumerate(self.settings.eps):
+            for active in standing.nonzero().flatten().split(self.settings.batch_size):
+                moved = self._foolbox(name, kind, active, radius, eps=eps)
+                size = float(perturbation_sizes(moved - block.pixels[active], self.settings.norm).max())
+                slack = BALL_SLACK * block.pixels[0].numel()
+                if size > eps * (1 + BALL_SLACK) + slack:
+                    raise EvaluationError(f"{name} left its ball: {size:g} > {eps:g}", hint="leave it out")
+                standing[active] = self._is_right(moved, block.labels[active])
+            rows.append(standing.clone())
+        return Attacked(torch.stack(rows))
+
+    def _nearest(self, name: str, kind: AttackKind) -> Attacked:
+        block, clean = self.known.block, self.known.clean
+        distances = torch.where(clean, torch.inf, 0.0)
+        for active in clean.nonzero().flatten().split(self.settings.batch_size):
+            moved = self._foolbox(name, kind, active, 0, eps=None)
+            sizes = perturbation_sizes(moved - block.pixels[active], self.settings.norm)
+            distances[active] = torch.where(self._is_right(moved, block.labels[active]), torch.inf, sizes)
+        radii = torch.tensor(self.settings.eps, device=distances.device)[:, None]
+        return Attacked((distances > radii * (1 + BALL_SLACK)) & clean, distances)
+
+    def _foolbox(
+        self, name: str, kind: AttackKind, active: Int[Tensor, "k"], radius: int, *, eps: float | None
+    ) -> Float[Tensor, "k c h w"]:
+        block = self.known.block
+        seed = zlib.crc32(repr((self.settings.seed, name, radius, block.first + int(active[0]))).encode())
+        return run_foolbox(
+            kind.foolbox[self.settings.norm],
+            kind.options,
+            self.model,
+            block.pixels[active],
+            block.labels[active],
+            eps=eps,
+            seed=seed,
+        )
+
+    def _is_right(self, moved: Tensor, labels: Tensor) -> Bool[Tensor, "k"]:
+        self.passes.forward += len(moved)
+        with torch.no_grad():
+            logits = self.model(moved)
+        if not torch.isfinite(logits).all():
+            raise EvaluationError("logits under attack are not finite", hint="the model overflows in float32")
+        return logits.argmax(1) == labels

@@ -1,0 +1,128 @@
+"""Probes: does a model answer in a way that figures mean something, and does the attack do what it could."""
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.data import ImageSet, iterate_batches
+from lrcompress.errors import EvaluationError
+from lrcompress.robustness.attacks import AttackSettings
+from lrcompress.robustness.blocks import KnownBlock
+from lrcompress.robustness.checks import tolerated
+from lrcompress.robustness.evaluation import Finding
+from lrcompress.robustness.iterated import IteratedAttack, Passes, run_stream
+from lrcompress.robustness.pgd import Pgd
+from lrcompress.robustness.seeds import image_seeds
+
+PROBED = 128  # images
+PROBE_TOLERATED = 0.02  # of them, a share that other random starts explain
+# Relative difference of logits that the order of summation explains.
+ROUNDING = 1e-3
+
+
+def check_model(model: nn.Module, role: str, images: ImageSet) -> int:
+    """Returns the number of classes of a model whose figures mean something.
+
+    Raises:
+        EvaluationError: if its logits are not finite, not repeatable or probabilities, or depend on the batch.
+    """
+    device = next(model.parameters()).device
+    pixels, _ = next(iterate_batches(images, batch_size=8))
+    pixels = pixels.to(device)
+    with torch.inference_mode():
+        logits, again = model(pixels), model(pixels)
+        alone = torch.cat([model(one) for one in pixels[:4].split(1)])
+    if not torch.isfinite(logits).all():
+        raise EvaluationError(f"the {role} model's logits are not finite", hint="check weights and preprocessing")
+    if not torch.equal(logits, again):
+        raise EvaluationError(
+            f"the {role} model answers the same images differently",
+            hint="attacks on random models need other methods; remove the randomness",
+        )
+    if not float((alone - logits[:4]).abs().max()) <= ROUNDING * float(logits.abs().max()):
+        raise EvaluationError(
+            f"the {role} model's answer to an image depends on the others in its batch",
+            hint="batch norms without running statistics? give the network ones that have them",
+        )
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+        raise EvaluationError(
+            f"the {role} model returns probabilities, whose gradients vanish", hint="remove the softmax at its end"
+        )
+    return logits.shape[1]
+
+
+def check_radius_of_zero(known: KnownBlock, role: str, standing: Tensor) -> None:
+    """Checks that an attack at ε = 0 finds what is found without an attack.
+
+    Raises:
+        EvaluationError: if it breaks images that rounding does not explain.
+    """
+    ordered = known.logits.topk(2, dim=1).values
+    clear = ordered[:, 0] - ordered[:, 1] > ROUNDING * known.logits.abs().max()
+    broken = int((known.clean & ~standing & clear).sum())
+    if broken:
+        raise EvaluationError(
+            f"at ε = 0 the {role} model loses {broken} images that it knows",
+            hint="its answers depend on more than the image; its figures would be void",
+        )
+
+
+def probe_attack(
+    model: nn.Module,
+    role: str,
+    known: KnownBlock,
+    standing: Tensor,
+    settings: AttackSettings,
+    passes: Passes,
+) -> list[Finding]:
+    """Returns doubts about PGD's strength: would more steps break more, or a larger radius less?
+
+    Args:
+        model: the model; in eval mode with frozen parameters.
+        role: its role.
+        known: images.
+        standing: for each radius and image, whether it withstood everything (e × n).
+        settings: of the attacks.
+        passes: counted here.
+    """
+    some = known.clean.nonzero().flatten()[:PROBED]
+    if len(some) == 0:
+        return []
+    findings, counts = [], standing[:, some].sum(1)
+    allowed = tolerated(len(some), PROBE_TOLERATED)
+
+    def broken(attack: IteratedAttack, chosen: Tensor, name: str) -> int:
+        outcome = run_stream(
+            model,
+            attack,
+            known.block.pixels[chosen],
+            known.block.labels[chosen],
+            known.logits[chosen],
+            image_seeds(chosen + known.block.first, settings.seed, name),
+            batch_size=settings.batch_size,
+        )
+        passes.forward += outcome.passes.forward
+        passes.backward += outcome.passes.backward
+        return int(outcome.broken.sum())
+
+    # Where there is most to gain and to lose.
+    radius = int((counts - len(some) / 2).abs().argmin())
+    eps, left = settings.eps[radius], some[standing[radius, some]]
+    if eps > 0 and len(left) > 0:
+        more = broken(Pgd(eps, settings.norm, 2 * settings.steps), left, "doubled")
+        if more > allowed:
+            message = (
+                f"{2 * settings.steps} steps instead of {settings.steps} break {more} more of {len(some)} images of "
+                f"the {role} model at ε = {eps:.4g}: give more --steps or --restarts"
+            )
+            findings.append(Finding("unreliable", message, "doubled-steps", role))
+    lost = some[~standing[:-1, some].all(0)] if len(settings.eps) > 1 else some[:0]
+    if len(lost) > 0:
+        largest = max(settings.eps)
+        stands = len(lost) - broken(Pgd(largest, settings.norm, settings.steps), lost, "largest")
+        if stands > allowed:
+            message = (
+                f"at ε = {largest:.4g} PGD leaves {stands} of {len(lost)} images of the {role} model that "
+                "smaller radii break: its gradients mislead"
+            )
+            findings.append(Finding("unreliable", message, "not-monotone", role))
+    return findings

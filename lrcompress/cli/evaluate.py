@@ -1,18 +1,22 @@
 """`lrcompress evaluate`, and how any evaluation is run and told."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
+from lrcompress.cli.console import explain_errors, explained_errors, follow_progress, print_json, print_table, stderr
 from lrcompress.cli.gates import GivenGates, end_with_gates, gate_options, judge_report
 from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import EvaluateOptions
     from lrcompress.report import GatePolicy
+
+
+AGAIN = "start the same command again: it goes on with the images that are finished"
 
 
 @explain_errors
@@ -40,11 +44,14 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
 
     Gates are judged by this evaluation, not by earlier ones in the report.
     """
-    from lrcompress.pipeline import evaluate
+    from lrcompress.pipeline import evaluate, joined_processes
     from lrcompress.report import accuracy_sentences, drop_sentences, report_paths
 
-    with follow_progress() as observer:
-        _, report = evaluate(file, options, observer=observer)
+    # Of joined processes one has the error, whichever it is.
+    with explained_errors(), joined_processes(options.device, hint=AGAIN) as device, follow_progress() as observer:
+        _, report = evaluate(file, replace(options, device=device), observer=observer)
+    if not report:
+        return  # one of several processes, and not the one that writes
     values = {key: value for key, value in report["evaluations"][-1].items() if key != "command"}
     columns, rows = evaluation_rows(values)
     print_table(f"{values['images']} images of {values['data']}: accuracy [95 % interval]", columns, rows)

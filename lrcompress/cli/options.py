@@ -165,12 +165,18 @@ def evaluate_options(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 128,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    time_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which no further images are begun; they are then taken in random order."),
+    ] = None,
 ) -> "EvaluateOptions":
     """Returns what an artifact is to be evaluated on, without attacks."""
     from lrcompress.pipeline import EvaluateOptions
     from lrcompress.robustness import AttackSettings
 
     check_device(device)
+    if time_limit is not None and not time_limit > 0:
+        raise OptionError(f"--time-limit must be more than 0 seconds, got {time_limit:g}", hint="--time-limit 600")
     return EvaluateOptions(
         settings=AttackSettings(batch_size=batch_size, seed=seed),
         data=data,
@@ -178,6 +184,7 @@ def evaluate_options(
         baseline=baseline,
         arch=arch,
         device=device,
+        time_limit=time_limit,
         command=typed_command(),
     )
 

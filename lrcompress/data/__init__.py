@@ -1,7 +1,15 @@
 """Labelled images in [0, 1]: the only form in which the stages see data."""
 
 from lrcompress.data.augment import Augmentation, random_crop_and_flip
-from lrcompress.data.images import ImageSet, iterate_batches, random_subset, shard_images, slice_images, split_held_out
+from lrcompress.data.images import (
+    ImageSet,
+    iterate_batches,
+    random_subset,
+    shard_images,
+    shuffle_images,
+    slice_images,
+    split_held_out,
+)
 from lrcompress.data.sources import describe_sources, open_images
 from lrcompress.data.training import count_training_batches, iterate_training_batches
 
@@ -16,6 +24,7 @@ __all__ = [
     "random_crop_and_flip",
     "random_subset",
     "shard_images",
+    "shuffle_images",
     "slice_images",
     "split_held_out",
 ]

@@ -42,6 +42,12 @@ def random_subset(images: ImageSet, count: int, *, seed: int) -> ImageSet:
     return _select(images, chosen, f"{images.description}, {count} images drawn with seed {seed}")
 
 
+def shuffle_images(images: ImageSet, *, seed: int) -> ImageSet:
+    """Returns all images in an order that is drawn at random."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    return _select(images, order, f"{images.description}, in an order drawn with seed {seed}")
+
+
 def slice_images(images: ImageSet, numbers: range) -> ImageSet:
     """Returns the images with these numbers."""
     return _select(images, numbers, images.description)

@@ -6,14 +6,16 @@ from typing import Any
 
 from lrcompress.artifact import Manifest, check_outputs, load_artifact, write_atomically
 from lrcompress.checkpoint import file_sha256
-from lrcompress.data import ImageSet, random_subset
+from lrcompress.data import ImageSet, random_subset, shuffle_images
+from lrcompress.dlrt import world
 from lrcompress.errors import DataError
 from lrcompress.models import PixelModel
 from lrcompress.pipeline.baseline import find_baseline
 from lrcompress.pipeline.images import open_for
+from lrcompress.pipeline.journal import Journal, describe_subject, gather_blocks
 from lrcompress.pipeline.observer import Observer
 from lrcompress.report import build_report, read_report, render_documents, report_paths, with_evaluation
-from lrcompress.robustness import AttackSettings, EvaluatedModel, Evaluation, evaluate_models
+from lrcompress.robustness import AttackSettings, EvaluatedModel, Evaluation, Work, evaluate_models
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class EvaluateOptions:
         baseline: original checkpoint; None takes the recorded one if it is there and unchanged.
         arch: factory of one's own network.
         device: where to compute.
+        time_limit: in seconds, after which no further images are begun; they are then taken in an order drawn at
+            random, so that those that are finished stand for all.
         command: what the user typed, for the report.
     """
 
@@ -36,6 +40,7 @@ class EvaluateOptions:
     baseline: str | None = None
     arch: str | None = None
     device: str = "cpu"
+    time_limit: float | None = None
     command: str = "lrcompress.pipeline.evaluate(…)"
 
 
@@ -44,7 +49,9 @@ def evaluate(
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Returns the evaluation of an artifact beside its original, and the report it was added to.
 
-    The report beside the artifact is updated, or written if there is none.
+    The report beside the artifact is updated, or written if there is none; of several processes, which share the
+    images, the first one does so, the others return an empty report. What is done stands in a journal beside the
+    artifact until all is, so that the same call goes on after an interruption.
 
     Args:
         path: the artifact.
@@ -70,12 +77,23 @@ def evaluate(
         network = PixelModel(baseline.model, baseline.preprocessing).to(options.device)
         models.insert(0, EvaluatedModel("baseline", network, baseline.source.sha256))
     observer.on_stage(f"evaluating on {len(images)} images: {images.description}")
-    evaluation = evaluate_models(models, images, options.settings, on_progress=observer.on_attack)
+    subject = describe_subject(models, options.settings, data=images.description, images=len(images))
+    journal = Journal.open(path, subject)
+    done = sum(len(block.labels) for block in journal.blocks)
+    if done:
+        observer.on_stage(f"going on: {done} of {len(images)} images were finished before an interruption")
+    process, processes = world()
+    work = Work(tuple(journal.blocks), journal.add, process, processes, gather_blocks, options.time_limit)
+    evaluation = evaluate_models(models, images, options.settings, work=work, on_progress=observer.on_attack)
+    if process != 0:
+        return evaluation, {}
     if report is None:
         report = build_report(manifest, artifact=path, artifact_bytes=path.stat().st_size, artifact_sha256=sha256)
     report = with_evaluation(report, evaluation, command=options.command)
     for document, content in render_documents(report, path).items():
         write_atomically(document, content)
+    if evaluation.images_asked is None:
+        journal.close()
     return evaluation, report
 
 
@@ -89,6 +107,8 @@ def _evaluation_images(manifest: Manifest, options: EvaluateOptions, observer: O
     images = open_for(manifest.preprocessing, manifest.num_classes, source, "test")
     if options.samples is not None:
         images = random_subset(images, options.samples, seed=options.settings.seed)
+    if options.time_limit is not None:
+        images = shuffle_images(images, seed=options.settings.seed)
     return images
 
 

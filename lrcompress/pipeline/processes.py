@@ -20,13 +20,20 @@ LOST_PROCESS = re.compile(r"connection (was )?(closed|reset)|broken pipe|timed ?
 PATIENCE = timedelta(hours=2)  # for process 0, which plans while the others wait
 
 
+RESUME = "start all again with --resume, which goes on from the last saved state if there is one"
+
+
 @contextmanager
-def joined_processes(device: str) -> Iterator[str]:
+def joined_processes(device: str, *, hint: str = RESUME) -> Iterator[str]:
     """Joins the processes that `torchrun` has started for a while, and yields the device of this one.
 
     Alone it does nothing. With GPUs each process of a machine has one of its own, and they talk by NCCL, else by gloo.
 
     An error, of one process or of all, is raised in one of them; the others end with exit code 1, without a word.
+
+    Args:
+        device: that was asked for.
+        hint: how to go on after another process has ended.
 
     Raises:
         OptionError: if there are more processes than GPUs.
@@ -36,7 +43,7 @@ def joined_processes(device: str) -> Iterator[str]:
         yield device
         return
     if dist.is_initialized():  # by whoever calls, who also decides who tells of errors
-        with _explained_loss():
+        with _explained_loss(hint):
             yield device
         return
     if device.startswith("cuda"):
@@ -47,7 +54,7 @@ def joined_processes(device: str) -> Iterator[str]:
     joined = distributed.PrefixStore("processes", store)
     dist.init_process_group(backend, store=joined, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        with _explained_loss():
+        with _explained_loss(hint):
             yield device
     except BaseException as error:
         if _is_first_to_tell(store, rank):
@@ -58,7 +65,7 @@ def joined_processes(device: str) -> Iterator[str]:
 
 
 @contextmanager
-def _explained_loss() -> Iterator[None]:
+def _explained_loss(hint: str) -> Iterator[None]:
     """Turns what this process notices of another one's end into an explained error."""
     try:
         yield
@@ -67,7 +74,7 @@ def _explained_loss() -> Iterator[None]:
             raise
         raise TrainingError(
             "another process of the run has ended",
-            hint="start all again with --resume, which goes on from the last saved state if there is one",
+            hint=hint,
         ) from error
 
 

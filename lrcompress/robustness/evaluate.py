@@ -107,7 +107,8 @@ def evaluate_models(
             block = _load(images, number, size, next(models[0].model.parameters()).device)
             outcomes.append(_BlockRun(models, block, settings, progress).run())
             work.on_block(outcomes[-1])
-    outcomes = sorted(work.gather([*work.finished, *outcomes]), key=lambda one: one.number)
+    by_number = {one.number: one for one in [*work.finished, *work.gather(outcomes)]}
+    outcomes = [by_number[number] for number in sorted(by_number)]
     return summarise({one.role: one.sha256 for one in models}, outcomes, images, settings, classes=classes)
 
 

@@ -10,6 +10,7 @@ from lrcompress.cli.console import explain_errors
 from lrcompress.cli.evaluate import run_evaluation
 from lrcompress.cli.gates import GivenGates, gate_options
 from lrcompress.cli.options import ArtifactArgument, JsonOption, evaluate_options, with_options
+from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import EvaluateOptions
@@ -53,12 +54,25 @@ def attack(
     eps: Annotated[
         list[str] | None,
         typer.Option(
-            help="Radii in pixel units of images in [0, 1], as 8/255,4/255 (default 1, 2, 4, 8/255; ℓ2: 0.1 to 1)."
+            help="Radii in pixel units of images in [0, 1], as 8/255,4/255. Without them 1, 2, 4, 8/255 (ℓ2: 0.1 to 1; "
+            "ℓ1: 1 to 10), smaller or larger ones where all or none of the images would be lost."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD and APGD.")] = 20,
     restarts: Annotated[int, typer.Option(help="Random restarts; the worst case of all counts.")] = 1,
     queries: Annotated[int, typer.Option(help="Queries of Square.")] = 1000,
+    corruptions: Annotated[
+        bool,
+        typer.Option("--corruptions", help="Accuracy under common corruptions: noise, blur, weather, JPEG and more."),
+    ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option("--certify", help="Certify the smoothed classifier (not the model itself) in ℓ2; takes long."),
+    ] = False,
+    sigma: Annotated[float | None, typer.Option(help="Noise of --certify in pixel units (default 0.25).")] = None,
+    smoothing_samples: Annotated[
+        int | None, typer.Option(help="Noisy copies of each image for --certify (default 1000).")
+    ] = None,
     *,
     options: "EvaluateOptions",
     gates: GivenGates,
@@ -74,10 +88,22 @@ def attack(
     Examples:
       lrcompress attack out.safetensors --pgd
       lrcompress attack out.safetensors --pgd --eps 8/255,4/255 --steps 50 --restarts 2 --samples 1000 --data DIR
+      lrcompress attack out.safetensors --suite standard --data DIR --time-limit 3600
+      lrcompress attack out.safetensors --corruptions --data DIR
+      lrcompress attack out.safetensors --certify --sigma 0.25 --samples 100 --data DIR
+      torchrun --nproc-per-node 2 -m lrcompress attack out.safetensors --suite standard --data DIR --device cuda
       lrcompress attack out.safetensors --fgsm --norm l2 --eps 0.5 --baseline resnet50.pt --json
       lrcompress attack out.safetensors --pgd --eps 4/255 --data DIR --fail-if 'pgd@4/255.drop > 2'
     """
-    from lrcompress.robustness import ATTACKS, SUITES, parse_eps, parse_norm
+    from lrcompress.robustness import ATTACKS, SUITES, Smoothing, parse_eps, parse_norm
+
+    for option, value in (("--sigma", sigma), ("--smoothing-samples", smoothing_samples)):
+        if value is not None and not certify:
+            raise OptionError(f"{option} is for --certify", hint=f"--certify {option} {value:g}")
+    smoothing = None
+    if certify:
+        given = {"sigma": sigma, "samples": smoothing_samples}
+        smoothing = Smoothing(**{key: value for key, value in given.items() if value is not None})
 
     flags = (("pgd", pgd), ("fgsm", fgsm), ("noise", noise))
     names = [name for name, wanted in flags if wanted] + list(attacks or ())
@@ -86,12 +112,14 @@ def attack(
         names += [name for name in SUITES[suite.value] if known_norm in ATTACKS[name].norms]
     settings = replace(
         options.settings,
-        attacks=with_checks(names or ["pgd"]),
+        attacks=with_checks(names or ([] if corruptions or certify else ["pgd"])),
         norm=known_norm,
         eps=parse_eps(eps or (), known_norm),
         steps=steps,
         restarts=restarts,
         queries=queries,
+        corruptions=corruptions,
+        smoothing=smoothing,
     )
     policy = gates.policy(attacks=settings.attacks)
     run_evaluation(file, replace(options, settings=settings), policy, as_json=as_json)

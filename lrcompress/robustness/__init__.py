@@ -1,9 +1,10 @@
 """Stage 6: attacks on the compressed and the uncompressed model, on the same images, with intervals and checks."""
 
 from lrcompress.robustness.attacks import ATTACKS, SUITES, AttackSettings, find_attack, parse_eps, parse_norm
-from lrcompress.robustness.blocks import BlockOutcome
-from lrcompress.robustness.evaluate import EvaluatedModel, Work, evaluate_models
+from lrcompress.robustness.blocks import BlockOutcome, EvaluatedModel
+from lrcompress.robustness.evaluate import Work, evaluate_models
 from lrcompress.robustness.evaluation import AttackOutcome, Distances, Evaluation, Finding, ModelOutcome
+from lrcompress.robustness.smoothing import Smoothing
 from lrcompress.robustness.statistics import McNemar, compare_paired, wilson_interval
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Finding",
     "McNemar",
     "ModelOutcome",
+    "Smoothing",
     "Work",
     "compare_paired",
     "evaluate_models",

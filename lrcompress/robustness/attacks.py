@@ -11,8 +11,10 @@ from typing import Any
 from lrcompress.errors import OptionError
 from lrcompress.perturb import Norm
 from lrcompress.robustness.apgd import Apgd, ApgdDlr, ApgdTargeted
+from lrcompress.robustness.corruptions import SEVERITIES
 from lrcompress.robustness.iterated import IteratedAttack
 from lrcompress.robustness.pgd import Fgsm, Noise, Pgd, relative_stepsize
+from lrcompress.robustness.smoothing import ALPHA, Smoothing
 from lrcompress.robustness.square import Square
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -122,6 +124,8 @@ class AttackSettings:
         queries: of Square.
         batch_size: images at a time.
         seed: of random starts.
+        corruptions: whether accuracy on corrupted images is measured too.
+        smoothing: how the smoothed classifier is certified too; None not at all.
 
     Raises:
         OptionError: if a name is unknown or a value out of its range.
@@ -136,6 +140,8 @@ class AttackSettings:
     queries: int = 1000
     batch_size: int = 128
     seed: int = 0
+    corruptions: bool = False
+    smoothing: Smoothing | None = None
 
     def __post_init__(self) -> None:
         parse_norm(self.norm)
@@ -155,6 +161,10 @@ class AttackSettings:
         for eps in self.eps:
             _check_eps(eps, self.norm)
 
+    def tasks(self) -> int:
+        """Returns how many times each image is dealt with beside the clean pass."""
+        return len(self.attacks) + self.corruptions + (self.smoothing is not None)
+
     def follows_gradients(self) -> bool:
         """Whether an attack is among them whose strength is worth a doubt."""
         return self.transferred() is not None
@@ -166,8 +176,11 @@ class AttackSettings:
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as the report shows them."""
+        others: dict[str, Any] = {"corruptions": list(SEVERITIES)} if self.corruptions else {}
+        if self.smoothing is not None:
+            others["smoothing"] = {"sigma": self.smoothing.sigma, "samples": self.smoothing.samples, "alpha": ALPHA}
         if not self.attacks:
-            return {"attacks": [], "batch_size": self.batch_size}
+            return {"attacks": [], "batch_size": self.batch_size, **others}
         from_foolbox = [name for name in self.attacks if find_attack(name).foolbox]
         engine = {"foolbox": f"{metadata.version('foolbox')} for {', '.join(from_foolbox)}"} if from_foolbox else {}
         square = {"queries": self.queries} if "square" in self.attacks else {}
@@ -182,6 +195,7 @@ class AttackSettings:
             "rel_stepsize": relative_stepsize(self.steps),
             "random_start": True,
             **square,
+            **others,
         }
 
 

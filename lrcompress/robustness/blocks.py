@@ -5,7 +5,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate.
+
+    Attributes:
+        role: "baseline" or "compressed".
+        model: takes images in [0, 1].
+        sha256: of its file.
+    """
+
+    role: str
+    model: nn.Module
+    sha256: str
 
 
 @dataclass(frozen=True)

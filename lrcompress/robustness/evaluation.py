@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lrcompress.perturb import Norm
+from lrcompress.robustness.corruptions import SEVERITIES
+from lrcompress.robustness.smoothing import ALPHA, Smoothing
 from lrcompress.robustness.statistics import compare_paired, wilson_interval
 
 EVALUATION_VERSION = 2
@@ -98,6 +100,8 @@ class ModelOutcome:
         backward_passes: images whose gradient was computed.
         silent: by attack, images that stood while the gradient was zero in every entry.
         steepness: of the model at the clean images, where an attack followed gradients.
+        corrupted: by corruption, for each severity and image, whether the model was right.
+        certified: certified ℓ2 radius of each image; None where the smoothed classifier abstains or is wrong.
     """
 
     role: str
@@ -109,6 +113,8 @@ class ModelOutcome:
     backward_passes: int = 0
     silent: Mapping[str, int] = field(default_factory=dict)
     steepness: Steepness | None = None
+    corrupted: Mapping[str, tuple[tuple[bool, ...], ...]] = field(default_factory=dict)
+    certified: tuple[float | None, ...] = ()
 
     def outcome(self, attack: str) -> AttackOutcome:
         """Returns the outcome of the attack with this name."""
@@ -149,6 +155,7 @@ class Evaluation:
         images_asked: how many there were to evaluate on, if time did not suffice for all.
         transfer: of two models, what was made against one shown to the other.
         examples: images to look at.
+        smoothing: how the certified classifiers were smoothed.
     """
 
     data: str
@@ -163,6 +170,7 @@ class Evaluation:
     images_asked: int | None = None
     transfer: Transfer | None = None
     examples: tuple[Mapping[str, Any], ...] = ()
+    smoothing: Smoothing | None = None
 
     def model(self, role: str) -> ModelOutcome | None:
         """Returns the outcome of "baseline" or "compressed", None if that model was not evaluated."""
@@ -195,6 +203,10 @@ class Evaluation:
         steepness = {model.role: asdict(model.steepness) for model in self.models if model.steepness is not None}
         if steepness:
             values["gradients"] = steepness
+        if any(model.corrupted for model in self.models):
+            values["corruptions"] = _corruptions_json(self.models)
+        if self.smoothing is not None:
+            values["certified"] = _certified_json(self.models, self.smoothing)
         if self.examples:
             values["examples"] = [dict(one) for one in self.examples]
         baseline, compressed = self.model("baseline"), self.model("compressed")
@@ -241,6 +253,44 @@ def _paired_json(baseline: ModelOutcome, compressed: ModelOutcome) -> dict[str, 
             ]
             for one, other in zip(baseline.attacks, compressed.attacks, strict=True)
         },
+    }
+
+
+def _corruptions_json(models: tuple[ModelOutcome, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "severities": list(SEVERITIES),
+        "models": {
+            model.role: {
+                name: [
+                    {"severity": severity, **share(bits), "bits": _bits(bits)}
+                    for severity, bits in zip(SEVERITIES, rows, strict=True)
+                ]
+                for name, rows in model.corrupted.items()
+            }
+            for model in models
+        },
+    }
+    if len(models) == 2:
+        baseline, compressed = models
+        values["paired"] = {
+            name: [
+                {"severity": severity, **compare_paired(first, second).to_json()}
+                for severity, first, second in zip(SEVERITIES, rows, compressed.corrupted[name], strict=True)
+            ]
+            for name, rows in baseline.corrupted.items()
+        }
+    return values
+
+
+def _certified_json(models: tuple[ModelOutcome, ...], smoothing: Smoothing) -> dict[str, Any]:
+    def row(model: ModelOutcome, radius: float) -> dict[str, Any]:
+        return {"radius": radius, **share(tuple(one is not None and one >= radius for one in model.certified))}
+
+    return {
+        "sigma": smoothing.sigma,
+        "samples": smoothing.samples,
+        "alpha": ALPHA,
+        "models": {model.role: [row(model, radius) for radius in smoothing.radii()] for model in models},
     }
 
 

@@ -57,6 +57,7 @@ def summarise(
         images_asked=len(images) if len(labels) < len(images) else None,
         transfer=_transfer(transferred, settings),
         examples=tuple(shown for one in outcomes for shown in one.examples),
+        smoothing=settings.smoothing,
     )
 
 
@@ -86,6 +87,8 @@ def _model(role: str, sha256: str, parts: Sequence[ModelBlock], settings: Attack
             for name in settings.attacks
             if any(name in part.silent for part in parts)
         },
+        corrupted={name: _joined([part.corrupted[name] for part in parts]) for name in parts[0].corrupted},
+        certified=tuple(one for part in parts for one in part.certified),
         steepness=Steepness(statistics.median(norms), statistics.median(margins) if margins else None)
         if norms
         else None,

@@ -1,8 +1,9 @@
 """Common corruptions: noise, blur, weather and digital artefacts, in five severities, seeded image by image.
 
-Names and strengths follow Hendrycks, Dietterich 2019 (arXiv 1903.12261), those for ImageNet; lengths are given for images
-of 224 pixels and scaled to others, blurs by those for CIFAR at 32 pixels. They are made in memory and by other means than the published files, with which figures cannot
-be compared: fog is a sum of octaves, snow is drawn, frost, which needs photographs, and glass are missing.
+Names and strengths follow Hendrycks, Dietterich 2019 (arXiv 1903.12261), those for ImageNet; lengths are given for
+images of 224 pixels and scaled to others, those of blurs by what is published for CIFAR at 32 pixels. They are made in
+memory and by other means than the published files, with which figures cannot be compared: fog is a sum of octaves, snow
+is drawn; frost, which needs photographs, and glass are missing.
 """
 
 import io

@@ -53,7 +53,7 @@ def test_images_stay_images_and_each_severity_does_more_than_the_first(name, cha
         )
     assert distances[0] > 1e-3
     if name != "saturate":  # which takes colour away first, and adds it later
-        assert distances[-1] > 1.2 * distances[0]
+        assert distances[-1] > 1.1 * distances[0]
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

@@ -34,13 +34,17 @@ def attack(
     ] = False,
     fgsm: Annotated[bool, typer.Option("--fgsm", help="The fast gradient (sign) method.")] = False,
     noise: Annotated[bool, typer.Option("--noise", help="Random noise: not an attack, a floor for attacks.")] = False,
+    autoattack: Annotated[
+        bool,
+        typer.Option("--autoattack", help="AutoAttack by its own package: pip install 'lrcompress[autoattack]'."),
+    ] = False,
     attacks: Annotated[
         list[str] | None,
         typer.Option(
             "--attack",
             metavar="NAME",
-            help="An attack by name: noise, fgsm, pgd, apgd-ce, apgd-dlr, apgd-t, square, deepfool, fmn, ddn, cw, or a "
-            "class of foolbox, L2FMNAttack:steps=200 for example; may be repeated.",
+            help="An attack by name: noise, fgsm, pgd, apgd-ce, apgd-dlr, apgd-t, square, deepfool, fmn, ddn, cw, "
+            "autoattack, or a class of foolbox, L2FMNAttack:steps=200 for example; may be repeated.",
         ),
     ] = None,
     suite: Annotated[
@@ -105,7 +109,7 @@ def attack(
         given = {"sigma": sigma, "samples": smoothing_samples}
         smoothing = Smoothing(**{key: value for key, value in given.items() if value is not None})
 
-    flags = (("pgd", pgd), ("fgsm", fgsm), ("noise", noise))
+    flags = (("pgd", pgd), ("fgsm", fgsm), ("noise", noise), ("autoattack", autoattack))
     names = [name for name, wanted in flags if wanted] + list(attacks or ())
     known_norm = parse_norm(norm)
     if suite is not None:

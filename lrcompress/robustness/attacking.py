@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lrcompress.errors import EvaluationError
 from lrcompress.perturb import perturbation_sizes
 from lrcompress.robustness.attacks import AttackKind, AttackSettings, find_attack
+from lrcompress.robustness.autoattack import run_autoattack
 from lrcompress.robustness.blocks import KnownBlock
 from lrcompress.robustness.foolbox_adapter import is_minimal, run_foolbox
 from lrcompress.robustness.iterated import BALL_SLACK, Passes, run_stream
@@ -58,9 +59,9 @@ class BlockAttacker:
         kind = find_attack(name)
         if kind.make is not None:
             return self._in_balls(name, kind)
-        if is_minimal(kind.foolbox[self.settings.norm]):
+        if kind.package is None and is_minimal(kind.foolbox[self.settings.norm]):
             return self._nearest(name, kind)
-        return self._by_foolbox(name, kind)
+        return self._by_package(name, kind)
 
     def _in_balls(self, name: str, kind: AttackKind) -> Attacked:
         assert kind.make is not None  # as the caller knows
@@ -102,11 +103,14 @@ class BlockAttacker:
         stood = torch.stack(rows)[int(settings.eps[0] == 0) :].any(0)  # at ε = 0 nothing is to be followed
         return Attacked(torch.stack(rows), silent=int((silent & stood).sum()))
 
-    def _by_foolbox(self, name: str, kind: AttackKind) -> Attacked:
+    def _by_package(self, name: str, kind: AttackKind) -> Attacked:
         block, standing, rows = self.known.block, self.known.clean.clone(), []
         for radius, eps in enumerate(self.settings.eps):
             for active in standing.nonzero().flatten().split(self.settings.batch_size):
-                moved = self._foolbox(name, kind, active, radius, eps=eps)
+                if kind.package is None:
+                    moved = self._foolbox(name, kind, active, radius, eps=eps)
+                else:
+                    moved = self._autoattack(name, active, radius, eps=eps)
                 size = float(perturbation_sizes(moved - block.pixels[active], self.settings.norm).max())
                 slack = BALL_SLACK * block.pixels[0].numel()
                 if size > eps * (1 + BALL_SLACK) + slack:
@@ -125,11 +129,26 @@ class BlockAttacker:
         radii = torch.tensor(self.settings.eps, device=distances.device)[:, None]
         return Attacked((distances > radii * (1 + BALL_SLACK)) & clean, distances)
 
+    def _autoattack(self, name: str, active: Int[Tensor, "k"], radius: int, *, eps: float) -> Float[Tensor, "k c h w"]:
+        return run_autoattack(
+            self.model,
+            self.known.block.pixels[active],
+            self.known.block.labels[active],
+            eps=eps,
+            norm=self.settings.norm,
+            seed=self._batch_seed(name, active, radius),
+            batch_size=self.settings.batch_size,
+        )
+
+    def _batch_seed(self, name: str, active: Int[Tensor, "k"], radius: int) -> int:
+        """Returns the seed of packages, which know none per image."""
+        first = self.known.block.first + int(active[0])
+        return zlib.crc32(repr((self.settings.seed, name, radius, first)).encode())
+
     def _foolbox(
         self, name: str, kind: AttackKind, active: Int[Tensor, "k"], radius: int, *, eps: float | None
     ) -> Float[Tensor, "k c h w"]:
         block = self.known.block
-        seed = zlib.crc32(repr((self.settings.seed, name, radius, block.first + int(active[0]))).encode())
         return run_foolbox(
             kind.foolbox[self.settings.norm],
             kind.options,
@@ -137,7 +156,7 @@ class BlockAttacker:
             block.pixels[active],
             block.labels[active],
             eps=eps,
-            seed=seed,
+            seed=self._batch_seed(name, active, radius),
         )
 
     def _is_right(self, moved: Tensor, labels: Tensor) -> Bool[Tensor, "k"]:

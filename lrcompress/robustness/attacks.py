@@ -11,6 +11,7 @@ from typing import Any
 from lrcompress.errors import OptionError
 from lrcompress.perturb import Norm
 from lrcompress.robustness.apgd import Apgd, ApgdDlr, ApgdTargeted
+from lrcompress.robustness.autoattack import PACKAGE, require_autoattack
 from lrcompress.robustness.corruptions import SEVERITIES
 from lrcompress.robustness.iterated import IteratedAttack
 from lrcompress.robustness.pgd import Fgsm, Noise, Pgd, relative_stepsize
@@ -33,11 +34,12 @@ class AttackKind:
     Attributes:
         title: for people.
         norms: of the balls it works in.
-        make: builds it for a ball and the number of a run; None for those that look for the nearest mistake.
+        make: builds it for a ball and the number of a run; None for those of other packages.
         runs: how often each image is attacked, each time otherwise.
         classes: the smallest number of classes it makes sense for.
         foolbox: name of foolbox's class by norm, of attacks that are taken from there.
         options: of foolbox's class.
+        package: of another attack in balls that is not taken from foolbox.
     """
 
     title: str
@@ -47,6 +49,7 @@ class AttackKind:
     classes: int = 2
     foolbox: Mapping[Norm, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    package: str | None = None
 
 
 def _restarts(settings: "AttackSettings", classes: int) -> int:
@@ -80,6 +83,7 @@ ATTACKS: dict[str, AttackKind] = {
     "fmn": AttackKind("FMN", NORMS, foolbox={"linf": "LInfFMNAttack", "l2": "L2FMNAttack", "l1": "L1FMNAttack"}),
     "ddn": AttackKind("DDN", ("l2",), foolbox={"l2": "DDNAttack"}),
     "cw": AttackKind("Carlini-Wagner", ("l2",), foolbox={"l2": "L2CarliniWagnerAttack"}),
+    "autoattack": AttackKind("AutoAttack", NORMS, classes=TARGETS + 1, package=PACKAGE),
 }
 # What `--suite` stands for; attacks that do not work in the norm or for so few classes are left out.
 SUITES: dict[str, tuple[str, ...]] = {
@@ -147,6 +151,8 @@ class AttackSettings:
         parse_norm(self.norm)
         for name in self.attacks:
             norms = find_attack(name).norms
+            if find_attack(name).package is not None:
+                require_autoattack()
             if self.norm not in norms:
                 raise OptionError(
                     f"{name} does not work in {self.norm}, but in {' and '.join(norms)}", hint=f"--norm {norms[0]}"
@@ -183,6 +189,8 @@ class AttackSettings:
             return {"attacks": [], "batch_size": self.batch_size, **others}
         from_foolbox = [name for name in self.attacks if find_attack(name).foolbox]
         engine = {"foolbox": f"{metadata.version('foolbox')} for {', '.join(from_foolbox)}"} if from_foolbox else {}
+        if any(find_attack(name).package is not None for name in self.attacks):
+            engine["autoattack"] = f"{PACKAGE} {require_autoattack()}, standard"
         square = {"queries": self.queries} if "square" in self.attacks else {}
         return {
             **engine,

@@ -49,7 +49,8 @@ def pack_artifact(model: nn.Module, manifest: Manifest) -> PackedArtifact:
         ArtifactError: if a value is not finite once it is stored.
     """
     tensors, shared = stored_tensors(model, manifest.dtype)
-    infinite = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    meant = _bounds(model)
+    infinite = [name for name, value in tensors.items() if name not in meant and not torch.isfinite(value).all()]
     if infinite and manifest.dtype == "float32":
         raise ArtifactError(f"`{infinite[0]}` is not finite", hint="its numbers have overflowed: check the checkpoint")
     if infinite:
@@ -95,3 +96,14 @@ def save_artifact(path: Path, packed: PackedArtifact) -> None:
         assemble_model(written, read_manifest(written), read_tensors(written), arch=arch)
 
     write_atomically(path, packed.content(), check=check)
+
+
+def _bounds(model: nn.Module) -> set[str]:
+    """Returns the buffers whose infinities are meant, limits that do not limit, say: not statistics, and no NaN."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._NormBase)
+        for name, value in module.named_buffers(recurse=False)
+        if torch.isinf(value).any() and not torch.isnan(value).any()
+    }

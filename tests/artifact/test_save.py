@@ -28,11 +28,12 @@ class Tied(nn.Module):
         self.twin.weight = self.again.weight
         self.head = nn.Linear(16, 3)
         self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("most", torch.tensor(1.0))
 
     def forward(self, images):
         x = torch.relu(self.first(images.flatten(1)))
         x = torch.relu(self.inner(x))
-        return self.head(torch.relu(self.twin(torch.relu(self.again(x)))))
+        return self.head(torch.relu(self.twin(torch.relu(self.again(x)).clamp(max=self.most))))
 """
 
 
@@ -274,3 +275,23 @@ def test_values_that_overflow_the_type_they_are_stored_in_are_refused_by_name(tm
     assert "float32" in refused.value.hint
     for dtype in ("float32", "bfloat16"):
         pack_artifact(*compressed(dense, architecture, (3, 2, 2), dtype=dtype))
+
+
+def test_limits_that_do_not_limit_are_kept_and_what_is_no_number_is_not(tmp_path):
+    dense, architecture = own_network(tmp_path)
+    dense.most.fill_(float("inf"))
+    model, manifest = compressed(dense, architecture, (3, 2, 2))
+    save(tmp_path / "out.safetensors", model, manifest)
+    loaded = load(tmp_path / "out.safetensors", arch=architecture.name)
+    assert float(loaded.most) == float("inf")
+    model.most.fill_(float("nan"))
+    with pytest.raises(ArtifactError, match="`most` is not finite"):
+        pack_artifact(model, manifest)
+
+
+def test_a_variance_that_has_overflowed_is_no_limit(tmp_path):
+    dense, architecture, size = NETWORKS["resnet"](tmp_path)
+    dense.bn1.running_var[0] = float("inf")
+    model, manifest = compressed(dense, architecture, size)
+    with pytest.raises(ArtifactError, match=r"`bn1\.running_var` is not finite"):
+        pack_artifact(model, manifest)

@@ -45,7 +45,7 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
     Gates are judged by this evaluation, not by earlier ones in the report.
     """
     from lrcompress.pipeline import evaluate, joined_processes
-    from lrcompress.report import accuracy_sentences, drop_sentences, report_paths
+    from lrcompress.report import accuracy_sentences, drop_sentences, report_paths, tables_beside
 
     # Of joined processes one has the error, whichever it is.
     with explained_errors(), joined_processes(options.device, hint=AGAIN) as device, follow_progress() as observer:
@@ -55,6 +55,8 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
     values = {key: value for key, value in report["evaluations"][-1].items() if key != "command"}
     columns, rows = evaluation_rows(values)
     print_table(f"{values['images']} images of {values['data']}: accuracy [95 % interval]", columns, rows)
+    for table in tables_beside(values):
+        print_table(table.caption, table.columns, table.rows, texts=(0, *table.texts))
     for sentence in (*accuracy_sentences(values), *drop_sentences(report["recipe"], values)):
         stderr().print(sentence, markup=False)
     for finding in values["findings"]:

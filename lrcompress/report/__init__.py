@@ -2,7 +2,7 @@
 
 from lrcompress.report.comparison import compare_reports, comparison_rows
 from lrcompress.report.document import build_report, report_paths, with_evaluation, with_gates
-from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
+from lrcompress.report.evaluation_parts import ordered_attacks, share_cell, tables_beside
 from lrcompress.report.gates import Gate, GatePolicy, exit_code, judge, outcome_sentence, parse_gate
 from lrcompress.report.html import render_html
 from lrcompress.report.junit import render_junit
@@ -44,6 +44,7 @@ __all__ = [
     "report_paths",
     "report_schema",
     "share_cell",
+    "tables_beside",
     "verdict",
     "with_evaluation",
     "with_gates",

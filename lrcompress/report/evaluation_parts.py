@@ -1,12 +1,14 @@
 """What documents show of an evaluation: curves, tables, doubts and examples."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lrcompress.report.parts import Chart, Command, Curve, Example, Gallery, Note, Part, Picture, Section, Table
 from lrcompress.report.words import NORM_SIGNS, points, radius
 
 ROLES = {"baseline": "uncompressed", "compressed": "compressed"}
+# What the size of a gradient is measured in, by the norm of the perturbation.
+DUAL_SIGNS = {"linf": "ℓ1", "l2": "ℓ2", "l1": "ℓ∞"}
 # More classes than this do not fit a page; the JSON has them all.
 SHOWN_CLASSES = 20
 CHANGE = ", uncompressed → compressed"
@@ -82,12 +84,19 @@ def _parts(evaluation: Mapping[str, Any]) -> Iterator[Part]:
             "An image counts as robust at ε if no attack at any radius up to ε succeeded. Models in float32, in eval "
             f"mode, with frozen parameters. Settings: {settings_text(evaluation['settings'])}."
         )
-    for name, make in OPTIONAL.items():
-        if evaluation.get(name):
-            yield make(evaluation)
-    if "distances" in evaluation["models"]["compressed"]:
-        yield _distances(evaluation)
+    yield from _measured(evaluation, OPTIONAL)
     yield Command(evaluation["command"])
+
+
+def tables_beside(evaluation: Mapping[str, Any]) -> list[Table]:
+    """Returns the tables of what was asked for beside accuracies under attack, for the terminal."""
+    found = _measured(evaluation, ("distances", "transfer", "corruptions", "certified"))
+    return [part for part in found if isinstance(part, Table)]
+
+
+def _measured(evaluation: Mapping[str, Any], names: Iterable[str]) -> Iterator[Part]:
+    values = {**evaluation, "distances": evaluation["models"]["compressed"].get("distances")}
+    return (OPTIONAL[name](evaluation) for name in names if values.get(name))
 
 
 def ordered_attacks(evaluation: Mapping[str, Any]) -> list[str]:
@@ -98,10 +107,18 @@ def ordered_attacks(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def settings_text(values: Mapping[str, Any]) -> str:
-    """Returns settings as one line of text; those that are not set or hold several values are left out."""
-    plain = {key: value for key, value in values.items() if not isinstance(value, list | dict)}
+    """Returns settings as one line of text; those that are not set or hold several values are left out.
+
+    >>> settings_text({"steps": 20, "random_start": True, "eps_by_trial": False, "suite": None, "eps": [0.1]})
+    'steps 20, random start'
+    """
+    plain = {
+        key.replace("_", " "): value
+        for key, value in values.items()
+        if not isinstance(value, list | dict) and value is not None and value is not False
+    }
     shown = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in plain.items()}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in shown.items() if value is not None)
+    return ", ".join(key if value is True else f"{key} {value}" for key, value in shown.items())
 
 
 def _accuracies(evaluation: Mapping[str, Any]) -> Table:
@@ -224,7 +241,12 @@ def _gradients(evaluation: Mapping[str, Any]) -> Table:
         [ROLES[role], figure(values.get("median_norm")), figure(values.get("median_margin"))]
         for role, values in evaluation["gradients"].items()
     ]
-    caption = "Gradients of the loss by the pixels. Diagnostics, not certificates."
+    dual = DUAL_SIGNS.get(evaluation["norm"], "dual")
+    caption = (
+        f"Gradients of the loss by the pixels ({dual} norm), and the distance at which a linear network of the same "
+        f"slope would change its answer ({NORM_SIGNS.get(evaluation['norm'], evaluation['norm'])}). Diagnostics, not "
+        "certificates."
+    )
     return Table(caption, ["model", "median norm", "median first-order margin"], rows)
 
 
@@ -238,7 +260,7 @@ def _examples(evaluation: Mapping[str, Any]) -> Gallery:
             if (answer := one.get(role)) and "predicted" in answer:
                 at = f" at ε = {radius(answer['eps'], evaluation['norm'])}" if "eps" in answer else ""
                 answers.append(f"the {called} model says {_class_name(answer['predicted'], names)}{at}")
-        words = f"Image {one['index']}, {label}: {', '.join(answers)}."
+        words = f"Image {one['index']}, labelled {label}: {', '.join(answers)}."
         pictures = [Picture(one["images"][kind], f"{kind} of image {one['index']}, {label}") for kind in PICTURES]
         shown.append(Example(words, pictures))
     return Gallery("Original, perturbation (scaled to be seen) and adversarial image.", shown)
@@ -249,8 +271,9 @@ def _class_name(index: int, names: Sequence[str]) -> str:
 
 
 PICTURES = ("original", "perturbation", "adversarial")
-OPTIONAL = {
+OPTIONAL: dict[str, Callable[[Mapping[str, Any]], Part]] = {
     "per_class": _classes,
+    "distances": _distances,
     "transfer": _transfer,
     "corruptions": _corruptions,
     "certified": _certified,

@@ -122,7 +122,7 @@ class AttackSettings:
         attacks: names that `find_attack` knows; none measures clean accuracy only.
         norm: "linf", "l2" or "l1".
         eps: radii in pixel units of [0, 1] images; none are chosen when the models are there.
-        eps_chosen: whether they were.
+        eps_by_trial: whether they were.
         steps: of iterated attacks.
         restarts: of attacks with a random start.
         queries: of Square.
@@ -138,7 +138,7 @@ class AttackSettings:
     attacks: tuple[str, ...] = ()
     norm: Norm = "linf"
     eps: tuple[float, ...] = ()
-    eps_chosen: bool = False
+    eps_by_trial: bool = False
     steps: int = 20
     restarts: int = 1
     queries: int = 1000
@@ -197,7 +197,7 @@ class AttackSettings:
             "attacks": list(self.attacks),
             "batch_size": self.batch_size,
             "eps": list(self.eps),
-            "eps_chosen": self.eps_chosen,
+            "eps_by_trial": self.eps_by_trial,
             "steps": self.steps,
             "restarts": self.restarts,
             "rel_stepsize": relative_stepsize(self.steps),

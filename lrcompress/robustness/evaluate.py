@@ -139,7 +139,7 @@ def _with_radii(model: nn.Module, images: ImageSet, settings: AttackSettings) ->
         return settings
     few = slice_images(images, range(min(TRIED, len(images))))
     block = _load(few, 0, TRIED, next(model.parameters()).device)
-    return replace(settings, eps=choose_eps(model, block.pixels, block.labels, settings), eps_chosen=True)
+    return replace(settings, eps=choose_eps(model, block.pixels, block.labels, settings), eps_by_trial=True)
 
 
 def _images_in(number: int, size: int, images: ImageSet) -> int:

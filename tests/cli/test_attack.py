@@ -69,6 +69,34 @@ def test_settings_reach_the_attack(shop):
     assert (values["settings"]["steps"], values["settings"]["restarts"]) == (7, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "words", "key"),
+    [
+        (("--corruptions",), ("gaussian_noise", "severity 5"), "corruptions"),
+        (
+            ("--certify", "--smoothing-samples", "20", "--sigma", "0.1"),
+            ("Randomised smoothing", "σ = 0.1"),
+            "certified",
+        ),
+        (("--attack", "fmn", "--norm", "l2", "--eps", "0.5"), ("smallest perturbation", "fmn"), "models"),
+        (("--suite", "quick", "--eps", "4/255"), ("made against", "shown to"), "transfer"),
+    ],
+)
+def test_what_is_asked_for_beside_attacks_stands_on_the_terminal_and_in_the_report(shop, options, words, key):
+    result = attack(*options, "--samples", "6", "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert values[key]
+    assert ("pgd" in values["settings"]["attacks"]) == ("quick" in options)
+    for one in words:
+        assert one in result.stderr
+
+
+def test_after_a_time_limit_what_is_finished_is_told(shop):
+    values = json.loads(attack("--pgd", "--eps", "4/255", "--batch-size", "2", "--time-limit", "1e-9", "--json").stdout)
+    assert (values["complete"], values["images"], values["images_asked"]) == (False, 8, 30)
+
+
 def test_what_is_missing_without_a_baseline_is_said(shop):
     (shop / "w.pt").unlink()
     result = attack("--fgsm", "--json")
@@ -92,6 +120,10 @@ BAD = {
         ["L2FMNAttack has no option `stepz`", "did you mean steps?"],
     ),
     "attack for other norms": (["--attack", "square", "--norm", "l2"], ["square does not work in l2", "--norm linf"]),
+    "noise without smoothing": (["--pgd", "--sigma", "0.5"], ["--sigma is for --certify", "--certify --sigma 0.5"]),
+    "samples without smoothing": (["--smoothing-samples", "10"], ["--smoothing-samples is for --certify"]),
+    "no noise": (["--certify", "--sigma", "0"], ["--sigma must be more than 0"]),
+    "no time": (["--pgd", "--time-limit", "0"], ["--time-limit must be more than 0 seconds", "--time-limit 600"]),
     "no queries": (["--attack", "square", "--queries", "0"], ["--queries must be at least 1"]),
     "unknown norm": (["--pgd", "--norm", "l7"], ["--norm must be one of linf, l2, l1, got l7"]),
     "no steps": (["--pgd", "--steps", "0"], ["--steps must be at least 1"]),

@@ -162,7 +162,8 @@ def test_everything_that_was_measured_is_shown():
         "with probability 0.999",
         "51.20 % [48.0, 54.0]",
         "compressed 0.321 –",
-        "Image 17, fox: the uncompressed model says cat at ε = 8/255, the compressed model says dog at ε = 4/255.",
+        "Image 17, labelled fox: the uncompressed model says cat at ε = 8/255, "
+        "the compressed model says dog at ε = 4/255.",
         "lrcompress compress w.pt",
         "lrcompress attack out.safetensors --pgd --data photos",
     ):

@@ -21,7 +21,7 @@ def test_everything_is_told_that_the_html_tells():
         "uncompressed compressed 62.50 %",
         "fog 70.0 → 70.0 60.0 → 60.0",
         "Accuracy at ε = 0, 4/255, 8/255.",
-        "Image 17, fox: the uncompressed model says cat",
+        "Image 17, labelled fox: the uncompressed model says cat",
         "lrcompress compress w.pt",
     ):
         assert words in text, words

@@ -116,7 +116,7 @@ def test_the_description_names_the_engine_with_its_version_and_all_that_decides_
         "attacks": ["fgsm", "pgd"],
         "batch_size": 50,
         "eps": [0.1],
-        "eps_chosen": False,
+        "eps_by_trial": False,
         "steps": 10,
         "restarts": 3,
         "rel_stepsize": 0.25,

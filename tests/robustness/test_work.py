@@ -170,11 +170,11 @@ def test_radii_are_chosen_such_that_something_happens_between_them(scale, expect
     evaluation = evaluate_models([EvaluatedModel("compressed", Steep(), "0")], images, settings)
     found = evaluation.models[0].outcome("pgd")
     assert found.eps == pytest.approx([one / 255 for one in expected])
-    assert evaluation.settings["eps_chosen"] is True
+    assert evaluation.settings["eps_by_trial"] is True
     assert any(0 < sum(row) < 60 for row in found.robust)
     given = evaluate_models([EvaluatedModel("compressed", Steep(), "0")], images, AttackSettings(("pgd",), eps=(0.5,)))
     assert given.settings["eps"] == [0.5]
-    assert given.settings["eps_chosen"] is False
+    assert given.settings["eps_by_trial"] is False
 
 
 def test_models_with_different_classes_are_not_compared():

@@ -72,7 +72,7 @@ def test_settings_reach_the_attack(shop):
 @pytest.mark.parametrize(
     ("options", "words", "key"),
     [
-        (("--corruptions",), ("gaussian_noise", "severity 5"), "corruptions"),
+        (("--corruptions",), ("on corrupted images", "severity"), "corruptions"),
         (
             ("--certify", "--smoothing-samples", "20", "--sigma", "0.1"),
             ("Randomised smoothing", "σ = 0.1"),

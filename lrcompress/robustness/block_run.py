@@ -76,7 +76,9 @@ class BlockRun:
                 evaluated.model,
                 known,
                 settings,
-                on_moved=lambda attack, radius, moved: self._moved(evaluated, attack, radius, moved, outcome, others),
+                on_moved=lambda attack, radius, moved: self._moved(
+                    evaluated, attack, radius, moved, outcome, others, passes
+                ),
                 on_progress=lambda share, what=what: self.progress.tell(what, count, min(share, 0.999)),
                 passes=passes,
             )
@@ -151,9 +153,11 @@ class BlockRun:
         moved: Tensor,
         outcome: BlockOutcome,
         others: dict[str, Tensor],
+        passes: Passes,
     ) -> None:
         """Shows what was made against one model to all, and keeps some of it to look at."""
-        if attack != self.settings.transferred():
+        shows = source.role == "compressed" and self.block.number == 0 and len(outcome.examples) < SHOWN
+        if attack != self.settings.transferred() or (len(self.models) == 1 and not shows):
             return
         answers = {}
         for target in self.models:
@@ -164,7 +168,8 @@ class BlockRun:
             if len(self.models) > 1:
                 right = (answers[target.role] == self.block.labels).tolist()
                 outcome.transferred.setdefault(f"{source.role}→{target.role}", []).append(right)
-        if source.role == "compressed" and self.block.number == 0 and len(outcome.examples) < SHOWN:
+            passes.forward += len(moved)
+        if shows:
             self._keep_examples(radius, moved, answers, outcome, others)
 
     def _keep_examples(
@@ -180,7 +185,7 @@ class BlockRun:
         lost = known & (answers["compressed"] != block.labels)
         # Those that only the compressed model loses come first.
         first = lost & others["baseline"][radius] if "baseline" in others else lost
-        candidates = [*(first & lost).nonzero().flatten().tolist(), *(lost & ~first).nonzero().flatten().tolist()]
+        candidates = [*(first).nonzero().flatten().tolist(), *(lost & ~first).nonzero().flatten().tolist()]
         for index in [one for one in candidates if block.first + one not in shown][: SHOWN - len(outcome.examples)]:
             told: dict[str, dict[str, Any]] = {
                 role: {"predicted": int(answer[index])} for role, answer in answers.items()

@@ -414,6 +414,77 @@ def plot_policies(path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def attack_section() -> str:
+    """Returns the part of the page on the attacks themselves: against others, their cost, and false alarms."""
+    parts = read_results("attack")
+    cross, speed, doubts = (parts[name] for name in ("crosscheck", "speed", "doubts"))
+    rows = [
+        [name, radius(one["eps"]), str(one["images"]), *(f"{both['ours']} / {both['pyautoattack']}" for both in counts)]
+        for name, one in cross["networks"].items()
+        for counts in [[one["withstand"][attack] for attack in ("apgd-ce", "apgd-t", "square")]]
+    ]
+    found = [
+        [
+            name,
+            percent(one["clean"]),
+            ", ".join(percent(share) for share in one["worst"].values()),
+            "; ".join(f"{finding['check']}" for finding in one["findings"]) or "none",
+        ]
+        for name, one in doubts["networks"].items()
+    ]
+    radii = ", ".join(next(iter(doubts["networks"].values()))["worst"])
+    ours, other = (
+        ", ".join(percent(share) for share in speed["robust_accuracy"][name]) for name in ("ours", "foolbox")
+    )
+    ranges = {name: f"{low:.2f} to {high:.2f}" for name, (low, high) in speed["ranges"].items()}
+    return f"""## The attacks
+
+`python benchmarks/attack.py crosscheck`: images that withstand, ours / those of the package `pyautoattack`, with as
+many steps ({cross["steps"]}) and queries ({cross["queries"]:,}); of {cross["compared"]} test images those that the
+network knows.
+
+{table(["network", "ε", "images", "APGD-CE", "targeted APGD", "Square"], rows)}
+
+The largest difference is {cross["autoattack_max_difference"]}.
+
+{circumstances(cross)}
+
+`python benchmarks/attack.py speed`: PGD with 20 steps at {", ".join(radius(eps) for eps in speed["eps"])} on
+{speed["images"]} images and the adversarially trained network, timed in turn, median of the rounds (range). Against
+foolbox as its documentation has it, the parameters not frozen, every image attacked at every radius, the engine is
+{speed["speedup_vs_foolbox"]:.2f} times as fast ({ranges["speedup_vs_foolbox"]}); robust accuracies are {ours},
+with foolbox {other}. Against nothing but the passes that it needs it takes
+{speed["overhead_vs_bare"]:.2f} times as long ({ranges["overhead_vs_bare"]}).
+
+{circumstances(speed)}
+
+`python benchmarks/attack.py doubts`: ordinary networks under `--suite standard`, {doubts["images"]:,} images; worst
+case at {radii}. What the checks find is a false alarm.
+
+{table(["network", "clean", "worst case", "doubts"], found)}
+
+{circumstances(doubts)}
+{full_text(parts.get("full"))}"""
+
+
+def full_text(part: dict[str, Any] | None) -> str:
+    """Returns what a whole test split took; nothing if it was not measured."""
+    if part is None:
+        return ""
+    same = "the same" if part["same_after_kill"] else "NOT the same"
+    return f"""
+`python benchmarks/attack.py full --data DIR`: {part["images"]:,} images, `--suite standard` at two radii on both models
+({part["macs"] / 1e6:,.0f} million multiply-accumulates per image uncompressed) takes
+{part["seconds"] / 60:.0f} minutes. Killed (`kill -9`) on its way and started again it ends with {same} figures.
+
+{circumstances(part)}
+"""
+
+
+def radius(eps: float) -> str:
+    return f"{255 * eps:.3g}/255"
+
+
 def readme_figures() -> str:
     demo, made = read_results("main_job")["demo"], read_results("dlrt")["rows"]["rows"]
     rows = [
@@ -446,7 +517,7 @@ def main() -> None:
     before, rest = readme.split(START)
     pages = {
         ROOT / "docs" / "results.md": "\n".join(
-            [results_page(), dlrt_section(), policies_section(), factorize_section()]
+            [results_page(), dlrt_section(), policies_section(), factorize_section(), attack_section()]
         ),
         ROOT / "README.md": before + readme_figures() + rest.split(END)[1],
     }

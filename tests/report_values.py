@@ -73,6 +73,18 @@ def plain_evaluation(
     } | changes  # fmt: skip
 
 
+def paper_evaluation(scale: float = 0.2, **changes: Any) -> dict[str, Any]:
+    """Returns an evaluation in which an attack with an ε of its own does more harm than the others."""
+    values = plain_evaluation(data="paper's")
+    for model in values["models"].values():
+        model["attacks"]["paper-jitter"] = [row(bits(100, 1000), eps=eps) for eps in EPS]
+    values["settings"]["attacks"].append("paper-jitter")
+    scales = {"paper-jitter": {"baseline": scale, "compressed": scale}}
+    values["settings"]["paper"] = {"unit": "not comparable", "pixels_per_unit": scales}
+    values["paired"] = compare_models(values["models"]["baseline"], values["models"]["compressed"])
+    return copy.deepcopy(values | changes)
+
+
 def rich_evaluation(**changes: Any) -> dict[str, Any]:
     """Returns an evaluation in which nothing is missing."""
     values = plain_evaluation(complete=False, images_asked=2000, seconds=3.5, forward_passes=20, backward_passes=18)

@@ -22,6 +22,7 @@ class Suite(str, Enum):
     QUICK = "quick"
     STANDARD = "standard"
     FULL = "full"
+    PAPER = "paper"
 
 
 @explain_errors
@@ -44,14 +45,16 @@ def attack(
             "--attack",
             metavar="NAME",
             help="An attack by name: noise, fgsm, pgd, apgd-ce, apgd-dlr, apgd-t, square, deepfool, fmn, ddn, cw, "
-            "autoattack, or a class of foolbox, L2FMNAttack:steps=200 for example; may be repeated.",
+            "autoattack, paper-l2fgsm, paper-l1fgsm, paper-jitter, paper-mixup, or a class of foolbox, "
+            "L2FMNAttack:steps=200 for example; may be repeated.",
         ),
     ] = None,
     suite: Annotated[
         Suite | None,
         typer.Option(
             help="Several attacks: quick (noise, FGSM, PGD), standard (APGD-CE and APGD-DLR too), full (targeted APGD, "
-            "Square, DeepFool, FMN too); those that do not fit the norm are left out."
+            "Square, DeepFool, FMN too); those that do not fit the norm are left out. paper: the four attacks of arXiv "
+            "2505.08022, whose ε is their own and not comparable with ε in pixels."
         ),
     ] = None,
     norm: Annotated[str, typer.Option(help="Of the perturbation: linf, l2 or l1.")] = "linf",
@@ -59,7 +62,8 @@ def attack(
         list[str] | None,
         typer.Option(
             help="Radii in pixel units of images in [0, 1], as 8/255,4/255. Without them 1, 2, 4, 8/255 (ℓ2: 0.1 to 1; "
-            "ℓ1: 1 to 10), smaller or larger ones where all or none of the images would be lost."
+            "ℓ1: 1 to 10), smaller or larger ones where all or none of the images would be lost. The paper's attacks "
+            "take them in units of normalised images; alone they have 0.025 to 0.3."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD and APGD.")] = 20,
@@ -113,7 +117,10 @@ def attack(
     names = [name for name, wanted in flags if wanted] + list(attacks or ())
     known_norm = parse_norm(norm)
     if suite is not None:
-        names += [name for name in SUITES[suite.value] if known_norm in ATTACKS[name].norms]
+        fitting = [name for name in SUITES[suite.value] if known_norm in ATTACKS[name].norms]
+        if not fitting:
+            raise OptionError(f"no attack of --suite {suite.value} works in {known_norm}", hint="--norm linf")
+        names += fitting
     settings = replace(
         options.settings,
         attacks=with_checks(names or ([] if corruptions or certify else ["pgd"])),

@@ -45,7 +45,7 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
     Gates are judged by this evaluation, not by earlier ones in the report.
     """
     from lrcompress.pipeline import evaluate, joined_processes
-    from lrcompress.report import accuracy_sentences, drop_sentences, report_paths, tables_beside
+    from lrcompress.report import accuracy_sentences, drop_sentences, paper_sentences, report_paths, tables_beside
 
     # Of joined processes one has the error, whichever it is.
     with explained_errors(), joined_processes(options.device, hint=AGAIN) as device, follow_progress() as observer:
@@ -54,10 +54,12 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
         return  # one of several processes, and not the one that writes
     values = {key: value for key, value in report["evaluations"][-1].items() if key != "command"}
     columns, rows = evaluation_rows(values)
-    print_table(f"{values['images']} images of {values['data']}: accuracy [95 % interval]", columns, rows)
+    title = f"{values['images']} images of {values['data']}: accuracy [95 % interval]"
+    print_table(title, columns, rows, texts=(0, 1) if "paper" in values["settings"] else (0,))
     for table in tables_beside(values):
         print_table(table.caption, table.columns, table.rows, texts=(0, *table.texts))
-    for sentence in (*accuracy_sentences(values), *drop_sentences(report["recipe"], values)):
+    sentences = (*accuracy_sentences(values), *drop_sentences(report["recipe"], values), *paper_sentences(values))
+    for sentence in sentences:
         stderr().print(sentence, markup=False)
     for finding in values["findings"]:
         stderr().print(f"{finding['severity'].upper()}: {finding['message']}", markup=False)
@@ -73,7 +75,7 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
 
 def evaluation_rows(values: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Returns the columns and rows of the table of an evaluation: shares with their intervals, models side by side."""
-    from lrcompress.report import ordered_attacks, radius, share_cell
+    from lrcompress.report import ordered_attacks, radius_of, share_cell
 
     models = values["models"]
     titles = {"baseline": "uncompressed", "compressed": "compressed"}
@@ -82,5 +84,5 @@ def evaluation_rows(values: Mapping[str, Any]) -> tuple[list[str], list[list[str
     for attack in ordered_attacks(values):
         for index, row in enumerate(models["compressed"]["attacks"][attack]):
             cells = [share_cell(model["attacks"][attack][index]) for model in models.values()]
-            rows.append(["worst case" if attack == "worst" else attack, radius(row["eps"], values["norm"]), *cells])
+            rows.append(["worst case" if attack == "worst" else attack, radius_of(attack, row["eps"], values), *cells])
     return columns, rows

@@ -13,7 +13,7 @@ from lrcompress.report.render import FORMATS, document_path, render_documents, r
 from lrcompress.report.schema import find_fault, report_schema
 from lrcompress.report.upgrade import REPORT_SCHEMA
 from lrcompress.report.verdict import accuracy_sentences, drop_sentences, verdict
-from lrcompress.report.words import radius
+from lrcompress.report.words import paper_sentences, radius, radius_of
 
 __all__ = [
     "FORMATS",
@@ -32,8 +32,10 @@ __all__ = [
     "load_report",
     "ordered_attacks",
     "outcome_sentence",
+    "paper_sentences",
     "parse_gate",
     "radius",
+    "radius_of",
     "read_report",
     "render_documents",
     "render_html",

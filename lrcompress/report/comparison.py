@@ -5,10 +5,10 @@ from typing import Any
 
 from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
 from lrcompress.report.upgrade import compare_models
-from lrcompress.report.words import NORM_SIGNS, radius
+from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_scales, radius_of
 
 # Settings that change what an attack does; the others only how it is run.
-NOT_STRENGTH = {"batch_size", "eps", "attacks", "suite"}
+NOT_STRENGTH = {"batch_size", "eps", "attacks", "suite", "paper"}
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,15 +98,20 @@ def _common_attacks(
 ) -> dict[str, tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]]:
     """Returns the outcomes of both models' attacks that were the same, at the radii that both have.
 
-    The worst case is the same attack only where all attacks were the same.
+    The worst case is the same attack only where all attacks were the same, and where ε is in units of normalised images
+    they must be normalised alike.
     """
     if one["norm"] != other["norm"] or _strength(one["settings"]) != _strength(other["settings"]):
         return {}
     first, second = (evaluation["models"]["compressed"]["attacks"] for evaluation in (one, other))
-    alike = set(one["settings"]["attacks"]) == set(other["settings"]["attacks"])
+    alike = set(counted_attacks(one["settings"])) == set(counted_attacks(other["settings"]))
+    scales = [
+        {name: by_model["compressed"] for name, by_model in paper_scales(settings).items()}
+        for settings in (one["settings"], other["settings"])
+    ]
     common = {}
     for name in second:
-        if name in first and (name != "worst" or alike):
+        if name in first and (name != "worst" or alike) and scales[0].get(name) == scales[1].get(name):
             mine = {row["eps"]: row for row in first[name]}
             shared = [row for row in second[name] if row["eps"] in mine]
             if shared:
@@ -151,7 +156,8 @@ def _accuracy_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str, s
     rows = [row(f"clean, {where}", clean, paired["clean"] if paired else None)]
     for attack in ordered_attacks(evaluation):
         for index, point in enumerate(models["compressed"]["attacks"][attack]):
-            name = f"{attack}@{radius(point['eps'], evaluation['norm'])} {NORM_SIGNS[evaluation['norm']]}, {where}"
+            eps = radius_of(attack, point["eps"], evaluation)
+            name = f"{attack}@{eps} {NORM_SIGNS[evaluation['norm']]}, {where}"
             both = [model["attacks"][attack][index] for model in models.values()]
             rows.append(row(name, both, paired["attacks"][attack][index] if paired else None))
     return rows

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lrcompress.report.parts import Chart, Command, Curve, Example, Gallery, Note, Part, Picture, Section, Table
-from lrcompress.report.words import NORM_SIGNS, points, radius
+from lrcompress.report.words import NORM_SIGNS, paper_scales, paper_sentences, points, radius, radius_of
 
 ROLES = {"baseline": "uncompressed", "compressed": "compressed"}
 # What the size of a gradient is measured in, by the norm of the perturbation.
@@ -84,6 +84,8 @@ def _parts(evaluation: Mapping[str, Any]) -> Iterator[Part]:
             "An image counts as robust at ε if no attack at any radius up to ε succeeded. Models in float32, in eval "
             f"mode, with frozen parameters. Settings: {settings_text(evaluation['settings'])}."
         )
+    for sentence in paper_sentences(evaluation):
+        yield Note(sentence)
     yield from _measured(evaluation, OPTIONAL)
     yield Command(evaluation["command"])
 
@@ -100,10 +102,14 @@ def _measured(evaluation: Mapping[str, Any], names: Iterable[str]) -> Iterator[P
 
 
 def ordered_attacks(evaluation: Mapping[str, Any]) -> list[str]:
-    """Returns the attacks that have outcomes, as they were run; JSON sorts them by name."""
+    """Returns the attacks that have outcomes, as they were run, after their worst case those that are no part of it.
+
+    JSON sorts them by name.
+    """
     measured = evaluation["models"]["compressed"]["attacks"]
     order = [*evaluation["settings"]["attacks"], *measured]
-    return sorted(measured, key=lambda name: (name == "worst", order.index(name)))
+    apart = paper_scales(evaluation["settings"])
+    return sorted(measured, key=lambda name: (name in apart, name == "worst", order.index(name)))
 
 
 def settings_text(values: Mapping[str, Any]) -> str:
@@ -134,7 +140,7 @@ def _accuracies(evaluation: Mapping[str, Any]) -> Table:
         for index, row in enumerate(points):
             cells = [share_cell(model["attacks"][attack][index]) for model in models.values()]
             flips = _pair_cells(pairs[index]) if pairs else [""] * (4 if paired else 0)
-            rows.append([name, radius(row["eps"], evaluation["norm"]), *cells, *flips])
+            rows.append([name, radius_of(attack, row["eps"], evaluation), *cells, *flips])
     asked = "" if evaluation["complete"] else f" (of {evaluation.get('images_asked', 'more')} asked for)"
     caption = (
         f"{evaluation['images']:,} images{asked}, seed {evaluation['seed']}: share answered rightly, and its "

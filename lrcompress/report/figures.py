@@ -10,7 +10,7 @@ from typing import Any
 
 from lrcompress.errors import OptionError
 from lrcompress.report.bounds import drop_bounds, share_bounds
-from lrcompress.report.words import radius
+from lrcompress.report.words import paper_scales, radius
 
 FIXED = ("clean.drop", "clean.accuracy", "size.parameters", "size.bytes", "size.macs", "latency.ratio")
 EXAMPLES = ("pgd@4/255.drop", "pgd@4/255.accuracy", "worst@4/255.drop", "worst@4/255.accuracy")
@@ -164,6 +164,9 @@ def _accuracy(
     confidence: float,
 ) -> Figure | Missing:
     images, evidence = evaluation["images"], f"{evaluation['images']:,} images of {evaluation['data']}"
+    evidence += ", the paper's ε, not comparable with ε in pixels" * (
+        name.attack in paper_scales(evaluation["settings"])
+    )
     # An original whose robustness is overestimated casts doubt on a drop, but not on the compressed model's accuracy.
     concerned = (None, "compressed") if name.key == "accuracy" else (None, "compressed", "baseline")
     weak = [

@@ -8,7 +8,7 @@ from typing import Any
 from lrcompress.report.evaluation_parts import accuracy_chart, percent
 from lrcompress.report.markdown import escape, part_lines
 from lrcompress.report.sections import report_sections, title
-from lrcompress.report.words import NORM_SIGNS, radius
+from lrcompress.report.words import NORM_SIGNS, counted_attacks, radius
 
 # Sections of a report that a card repeats; the others are of interest to whoever compressed the model.
 CARD_SECTIONS = ("Gates", "Size and speed")
@@ -59,7 +59,7 @@ def _metadata(report: Mapping[str, Any], name: str) -> str:
         rows = [("Accuracy", compressed["clean"])]
         for row in compressed["attacks"].get("worst", []):
             at = f"{NORM_SIGNS[norm]} ε = {radius(row['eps'], norm)}"
-            rows.append((f"Robust accuracy, {' + '.join(evaluation['settings']['attacks'])}, {at}", row))
+            rows.append((f"Robust accuracy, {' + '.join(counted_attacks(evaluation['settings']))}, {at}", row))
         for metric, row in rows:
             results[evaluation["data"], metric] = EvalResult(
                 task_type="image-classification",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrcompress.report.tuning import tuning_sentences
-from lrcompress.report.words import NORM_SIGNS, points, radius
+from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_sentences, points, radius
 
 # Below this difference a timing says nothing, however narrow its spread.
 SAME_SPEED = 0.05
@@ -156,12 +156,12 @@ def _robustness(evaluation: Mapping[str, Any]) -> list[str]:
             f"({points(row['accuracy'] - base['accuracy'])}, McNemar p = {p_value:.2g})."
         )
     opening = [f"Worst case of {strength(evaluation['settings'])}, {evaluation['images']:,} images:"]
-    return [*(opening if sentences else []), *sentences, *_distances(models)]
+    return [*(opening if sentences else []), *sentences, *_distances(models), *paper_sentences(evaluation)]
 
 
 def strength(settings: Mapping[str, Any]) -> str:
-    """Returns which attacks were run and how long, in words."""
-    words = [" + ".join(settings["attacks"])]
+    """Returns of which attacks the worst case is and how long they were run, in words."""
+    words = [" + ".join(counted_attacks(settings))]
     words += [f"{settings['steps']} steps"] if "steps" in settings else []
     words += [f"{settings['restarts']} restart(s)"] if "restarts" in settings else []
     return ", ".join(words)

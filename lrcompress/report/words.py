@@ -1,5 +1,8 @@
 """How documents write figures."""
 
+from collections.abc import Mapping
+from typing import Any
+
 NORM_SIGNS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
 
@@ -17,3 +20,36 @@ def radius(eps: float, norm: str) -> str:
     if norm == "linf" and abs(eps * 255 - round(eps * 255)) < 1e-6 and eps > 0:
         return f"{round(eps * 255)}/255"
     return f"{eps:.4g}"
+
+
+def paper_scales(settings: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
+    """Returns the attacks of an evaluation whose ε is not one of pixels, by name: pixels at ε = 1, by model."""
+    return settings.get("paper", {}).get("pixels_per_unit", {})
+
+
+def counted_attacks(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the attacks of an evaluation whose worst case is told, those whose ε is one of pixels."""
+    return [name for name in settings["attacks"] if name not in paper_scales(settings)]
+
+
+def radius_of(attack: str, eps: float, evaluation: Mapping[str, Any]) -> str:
+    """Returns a radius of an attack; of one whose ε is not one of pixels with the pixels that it is at most.
+
+    >>> paper = {"pixels_per_unit": {"paper-jitter": {"baseline": 0.2, "compressed": 0.2}}}
+    >>> radius_of("paper-jitter", 0.1, {"norm": "linf", "settings": {"paper": paper}})
+    '0.1 (pixels ≤ 5.1/255)'
+    """
+    scales = paper_scales(evaluation["settings"]).get(attack)
+    if scales is None:
+        return radius(eps, evaluation["norm"])
+    pixels = " or ".join(f"{255 * eps * scale:.3g}/255" for scale in sorted(set(scales.values())))
+    return f"{eps:.4g} (pixels ≤ {pixels})"
+
+
+def paper_sentences(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns what is to be known of attacks whose ε is not one of pixels."""
+    names = list(paper_scales(evaluation["settings"]))
+    if not names:
+        return []
+    unit, what = evaluation["settings"]["paper"]["unit"], "these attacks are" if len(names) > 1 else "this attack is"
+    return [f"The ε of {', '.join(names)} is {unit}; {what} no part of the worst case."]

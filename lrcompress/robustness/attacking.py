@@ -57,14 +57,13 @@ class BlockAttacker:
     def attack(self, name: str) -> Attacked:
         """Returns what the attack of this name does. Broken images leave, and are not attacked at larger radii."""
         kind = find_attack(name)
-        if kind.make is not None:
+        if kind.make is not None or kind.paper is not None:
             return self._in_balls(name, kind)
         if kind.package is None and is_minimal(kind.foolbox[self.settings.norm]):
             return self._nearest(name, kind)
         return self._by_package(name, kind)
 
     def _in_balls(self, name: str, kind: AttackKind) -> Attacked:
-        assert kind.make is not None  # as the caller knows
         settings, block = self.settings, self.known.block
         count = len(block.labels)
         standing, moved, rows = self.known.clean.clone(), block.pixels.clone(), []
@@ -82,9 +81,11 @@ class BlockAttacker:
                         finished += images
                         self.on_progress((part + finished / count) / parts)
 
+                    attack = kind.build(settings, eps, run, self.model)
+                    assert attack is not None  # as the caller knows
                     outcome = run_stream(
                         self.model,
-                        kind.make(settings, eps, run),
+                        attack,
                         block.pixels[active],
                         block.labels[active],
                         self.known.logits[active],

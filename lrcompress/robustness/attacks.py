@@ -8,12 +8,15 @@ from fractions import Fraction
 from importlib import metadata
 from typing import Any
 
+from torch import nn
+
 from lrcompress.errors import OptionError
 from lrcompress.perturb import Norm
 from lrcompress.robustness.apgd import Apgd, ApgdDlr, ApgdTargeted
 from lrcompress.robustness.autoattack import PACKAGE, require_autoattack
 from lrcompress.robustness.corruptions import SEVERITIES
 from lrcompress.robustness.iterated import IteratedAttack
+from lrcompress.robustness.paper import PaperAttack, PaperJitter, PaperL1Fgsm, PaperL2Fgsm, PaperMixup
 from lrcompress.robustness.pgd import Fgsm, Noise, Pgd, relative_stepsize
 from lrcompress.robustness.smoothing import ALPHA, Smoothing
 from lrcompress.robustness.square import Square
@@ -34,12 +37,13 @@ class AttackKind:
     Attributes:
         title: for people.
         norms: of the balls it works in.
-        make: builds it for a ball and the number of a run; None for those of other packages.
+        make: builds it for a ball and the number of a run; None for those of other packages and of the paper.
         runs: how often each image is attacked, each time otherwise.
         classes: the smallest number of classes it makes sense for.
         foolbox: name of foolbox's class by norm, of attacks that are taken from there.
         options: of foolbox's class.
         package: of another attack in balls that is not taken from foolbox.
+        paper: one whose ε is not one of pixels, so that it is no part of the worst case.
     """
 
     title: str
@@ -50,6 +54,13 @@ class AttackKind:
     foolbox: Mapping[Norm, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     package: str | None = None
+    paper: type[PaperAttack] | None = None
+
+    def build(self, settings: "AttackSettings", eps: float, run: int, model: nn.Module) -> IteratedAttack | None:
+        """Returns the attack on a model within one radius; None of those of other packages."""
+        if self.paper is not None:
+            return self.paper(eps, model)
+        return None if self.make is None else self.make(settings, eps, run)
 
 
 def _restarts(settings: "AttackSettings", classes: int) -> int:
@@ -84,12 +95,18 @@ ATTACKS: dict[str, AttackKind] = {
     "ddn": AttackKind("DDN", ("l2",), foolbox={"l2": "DDNAttack"}),
     "cw": AttackKind("Carlini-Wagner", ("l2",), foolbox={"l2": "L2CarliniWagnerAttack"}),
     "autoattack": AttackKind("AutoAttack", NORMS, classes=TARGETS + 1, package=PACKAGE),
+    # Where they move pixels is bounded in ℓ∞, whatever their names say.
+    "paper-l2fgsm": AttackKind("the paper's ℓ2-FGSM, its own ε", ("linf",), paper=PaperL2Fgsm),
+    "paper-l1fgsm": AttackKind("the paper's ℓ1-FGSM, its own ε", ("linf",), paper=PaperL1Fgsm),
+    "paper-jitter": AttackKind("the paper's Jitter, its own ε", ("linf",), paper=PaperJitter),
+    "paper-mixup": AttackKind("the paper's Mixup, its own ε", ("linf",), paper=PaperMixup),
 }
 # What `--suite` stands for; attacks that do not work in the norm or for so few classes are left out.
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("noise", "fgsm", "pgd"),
     "standard": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr"),
     "full": ("noise", "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "deepfool", "fmn"),
+    "paper": ("paper-l2fgsm", "paper-l1fgsm", "paper-jitter", "paper-mixup"),
 }
 
 
@@ -121,7 +138,8 @@ class AttackSettings:
     Attributes:
         attacks: names that `find_attack` knows; none measures clean accuracy only.
         norm: "linf", "l2" or "l1".
-        eps: radii in pixel units of [0, 1] images; none are chosen when the models are there.
+        eps: radii in pixel units of [0, 1] images, of the paper's attacks in their own; none are chosen when the
+            models are there.
         eps_by_trial: whether they were.
         steps: of iterated attacks.
         restarts: of attacks with a random start.
@@ -179,6 +197,10 @@ class AttackSettings:
         """Returns the attack whose images are shown to the other model too, the first that follows gradients."""
         found = [name for name in ("pgd", "apgd-ce", "apgd-dlr", "apgd-t") if name in self.attacks]
         return found[0] if found else None
+
+    def of_paper(self) -> dict[str, type[PaperAttack]]:
+        """Returns the attacks among them whose ε is not one of pixels, by name; they are no part of the worst case."""
+        return {name: paper for name in self.attacks if (paper := find_attack(name).paper) is not None}
 
     def describe(self) -> dict[str, Any]:
         """Returns the settings as the report shows them."""

@@ -55,7 +55,7 @@ def find_doubts(
             *_withstands_everything(model),
             *_guesses(model, classes),
         ]
-    if models[0].attacks and any(models[0].clean):
+    if any(models[0].clean):
         findings += _all_at_the_floor(models)
     return tuple(findings)
 
@@ -138,9 +138,9 @@ def _weaker_beats_stronger(model: ModelOutcome) -> list[Finding]:
 
 def _withstands_everything(model: ModelOutcome) -> list[Finding]:
     """No network recognises what is grey all over: who withstands that hides its gradients."""
-    if not model.attacks:
+    worst = model.worst_case()
+    if worst is None:
         return []
-    worst = model.outcome("worst")
     standing = next((bits for eps, bits in zip(worst.eps, worst.robust, strict=True) if eps >= BLIND_RADIUS), ())
     if not standing or 2 * sum(standing) <= len(standing):
         return []
@@ -150,9 +150,10 @@ def _withstands_everything(model: ModelOutcome) -> list[Finding]:
 
 def _all_at_the_floor(models: Sequence[ModelOutcome]) -> list[Finding]:
     """A comparison of 0 with 0 says nothing: at some radius some model must still be right somewhere."""
-    radii = models[0].outcome("worst").eps
+    worst = [one for one in (model.worst_case() for model in models) if one is not None]
+    radii = worst[0].eps if worst else ()
     first = next((index for index, eps in enumerate(radii) if eps > 0), None)
-    if first is not None and all(not any(model.outcome("worst").robust[first]) for model in models):
+    if first is not None and not any(any(one.robust[first]) for one in worst):
         message = f"every model is at 0 % already at ε = {radii[first]:.4g}; give a smaller --eps"
         return [Finding("inconclusive", message, "floor")]
     return []

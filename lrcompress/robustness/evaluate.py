@@ -15,6 +15,7 @@ from lrcompress.robustness.block_run import BlockRun, Progress
 from lrcompress.robustness.blocks import Block, BlockOutcome, EvaluatedModel
 from lrcompress.robustness.evaluation import Evaluation
 from lrcompress.robustness.grid import choose_eps
+from lrcompress.robustness.paper import PAPER_EPS, describe_paper
 from lrcompress.robustness.probes import check_model
 from lrcompress.robustness.summary import summarise
 
@@ -90,7 +91,9 @@ def evaluate_models(
             work.on_block(outcomes[-1])
     by_number = {one.number: one for one in [*work.finished, *work.gather(outcomes)]}
     outcomes = [by_number[number] for number in sorted(by_number)]
-    return summarise({one.role: one.sha256 for one in models}, outcomes, images, settings, classes=classes)
+    told = settings.describe() | describe_paper(settings.of_paper(), {one.role: one.model for one in models})
+    shas = {one.role: one.sha256 for one in models}
+    return summarise(shas, outcomes, images, settings, classes=classes, told=told)
 
 
 @contextmanager
@@ -137,6 +140,8 @@ def _check(models: Sequence[EvaluatedModel], images: ImageSet, settings: AttackS
 def _with_radii(model: nn.Module, images: ImageSet, settings: AttackSettings) -> AttackSettings:
     if not settings.attacks or settings.eps:
         return settings
+    if len(settings.of_paper()) == len(settings.attacks):
+        return replace(settings, eps=PAPER_EPS)
     few = slice_images(images, range(min(TRIED, len(images))))
     block = _load(few, 0, TRIED, next(model.parameters()).device)
     return replace(settings, eps=choose_eps(model, block.pixels, block.labels, settings), eps_by_trial=True)

@@ -46,8 +46,8 @@ class AttackOutcome:
     """What one attack did to one model.
 
     Attributes:
-        attack: its name, or "worst" for the worst case of all attacks per image.
-        eps: radii in pixel units, ascending.
+        attack: its name, or "worst" for the worst case of all attacks per image but for the paper's.
+        eps: radii in pixel units, of the paper's attacks in their own, ascending.
         robust: for each radius, for each image, whether the model was right and the attack failed up to that radius.
         distances: of an attack that looks for the nearest mistake.
     """
@@ -94,7 +94,7 @@ class ModelOutcome:
         role: "baseline" (uncompressed) or "compressed".
         sha256: of the model's file.
         clean: for each image, whether the model was right.
-        attacks: one outcome per attack, the worst case last.
+        attacks: one outcome per attack, the worst case last; there is none of the paper's attacks alone.
         seconds: wall time.
         forward_passes: images that were put through the model.
         backward_passes: images whose gradient was computed.
@@ -119,6 +119,10 @@ class ModelOutcome:
     def outcome(self, attack: str) -> AttackOutcome:
         """Returns the outcome of the attack with this name."""
         return next(outcome for outcome in self.attacks if outcome.attack == attack)
+
+    def worst_case(self) -> AttackOutcome | None:
+        """Returns the worst case of all attacks whose ε is one of pixels; None without such attacks."""
+        return next((outcome for outcome in self.attacks if outcome.attack == "worst"), None)
 
 
 @dataclass(frozen=True)
@@ -302,8 +306,9 @@ def _per_class_json(models: tuple[ModelOutcome, ...], labels: tuple[int, ...]) -
         return sum(chosen) / len(chosen)
 
     def figures(model: ModelOutcome, wanted: int) -> dict[str, Any]:
-        worst = model.outcome("worst").robust if model.attacks else ()
-        return {"clean": accuracy(model.clean, wanted), "worst": [accuracy(bits, wanted) for bits in worst]}
+        worst = model.worst_case()
+        rows = () if worst is None else worst.robust
+        return {"clean": accuracy(model.clean, wanted), "worst": [accuracy(bits, wanted) for bits in rows]}
 
     return [
         {"class": wanted, "images": labels.count(wanted)} | {model.role: figures(model, wanted) for model in models}

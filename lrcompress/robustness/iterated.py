@@ -44,9 +44,16 @@ class IteratedAttack(ABC):
         eps: radius of the ball in pixel units of [0, 1] images.
         norm: of the ball.
         steps: after which an image has withstood.
+
+    Attributes:
+        needs_gradient: of the losses.
+        judged_at_end: whether only the last step counts, so that an image which is broken on the way does not leave.
+        looks_before: how often `begin` shows the model an image.
     """
 
     needs_gradient = True
+    judged_at_end = False
+    looks_before = 0
 
     def __init__(self, eps: float, norm: Norm, steps: int) -> None:
         self.norm: Norm = norm
@@ -63,7 +70,13 @@ class IteratedAttack(ABC):
         """
 
     def loss(self, logits: Float[Tensor, "n k"], labels: Int[Tensor, "n"], state: State) -> Float[Tensor, "n"]:
-        """Returns what the attack raises, image by image."""
+        """Returns what the attack raises, image by image.
+
+        Args:
+            logits: the model's answers to `moved`.
+            labels: the right ones.
+            state: the rows; the gradient follows `moved` here too.
+        """
         del state
         return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
@@ -132,6 +145,7 @@ def run_stream(
         if active < batch_size and next_image < count:
             chosen = slice(next_image, min(count, next_image + batch_size - active))
             fresh = attack.begin(images[chosen], logits[chosen], seeds[chosen])
+            outcome.passes.forward += attack.looks_before * (chosen.stop - chosen.start)
             index = torch.arange(chosen.start, chosen.stop, device=device)
             fresh |= {"index": index, "images": images[chosen], "step": torch.zeros_like(index)}
             state = fresh if active == 0 else {name: torch.cat([state[name], fresh[name]]) for name in state}
@@ -142,7 +156,7 @@ def run_stream(
         broken = predicted != wanted
         if gradient is not None:
             outcome.silent[state["index"]] |= gradient.flatten(1).abs().amax(1) == 0
-        leaving = broken | last
+        leaving = last if attack.judged_at_end else broken | last
         if bool(leaving.any()):
             gone = state["index"][leaving]
             moved = state["moved"][leaving]
@@ -168,12 +182,12 @@ def _answer(
     if ends or not attack.needs_gradient:
         with torch.no_grad():
             answers = _finite(model(moved))
-            return answers, attack.loss(answers, labels, state), None
+            return answers, attack.loss(answers, labels, state | {"moved": moved}), None
     passes.backward += len(moved)
     with torch.enable_grad():
         moved = moved.detach().requires_grad_(True)
         answers = _finite(model(moved))
-        losses = attack.loss(answers, labels, state)
+        losses = attack.loss(answers, labels, state | {"moved": moved})
         # The pixels' gradient only: those of the weights, a third of the cost, are not computed.
         (gradient,) = torch.autograd.grad(losses.sum(), moved)
     return answers.detach(), losses.detach(), gradient

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lrcompress.data import ImageSet
 from lrcompress.robustness.attacks import AttackSettings
@@ -27,6 +28,7 @@ def summarise(
     settings: AttackSettings,
     *,
     classes: int,
+    told: Mapping[str, Any],
 ) -> Evaluation:
     """Returns the evaluation that blocks add up to.
 
@@ -36,6 +38,7 @@ def summarise(
         images: all that were asked for.
         settings: of the attacks, radii among them.
         classes: of the models.
+        told: the settings as the report shows them.
     """
     models = [_model(role, sha256, [one.models[role] for one in outcomes], settings) for role, sha256 in shas.items()]
     labels = tuple(label for one in outcomes for label in one.labels)
@@ -48,7 +51,7 @@ def summarise(
         data=images.description,
         images=len(labels),
         norm=settings.norm,
-        settings=settings.describe(),
+        settings=told,
         seed=settings.seed,
         models=tuple(models),
         findings=(*doubts, *(Finding(**doubt) for one in outcomes for doubt in one.doubts)),
@@ -68,8 +71,9 @@ def _model(role: str, sha256: str, parts: Sequence[ModelBlock], settings: Attack
         if name in parts[0].distances:
             distances = Distances(settings.norm, tuple(one for part in parts for one in part.distances[name]))
         attacks.append(AttackOutcome(name, settings.eps, _joined([part.robust[name] for part in parts]), distances))
-    if attacks:
-        rows = zip(*(one.robust for one in attacks), strict=True)
+    of_paper = settings.of_paper()  # whose balls are others
+    if counted := [one for one in attacks if one.attack not in of_paper]:
+        rows = zip(*(one.robust for one in counted), strict=True)
         worst = tuple(tuple(all(bits) for bits in zip(*level, strict=True)) for level in rows)
         attacks.append(AttackOutcome("worst", settings.eps, worst))
     norms = [one for part in parts for one in part.gradient_norms]

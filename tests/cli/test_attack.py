@@ -48,6 +48,24 @@ def test_attacks_are_chosen_by_flag_or_name(shop, options, expected):
     assert values["images"] == 4
 
 
+def test_the_paper_s_suite_is_told_apart_from_attacks_in_pixels(shop):
+    result = attack("--suite", "paper", "--fgsm", "--eps", "8/255,0.3")
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert told.index("fgsm") < told.index("worst case 8/255") < told.index("paper-l2fgsm") < told.index("paper-mixup")
+    assert "0.3 (pixels ≤" in told
+    assert "not comparable with ε in pixels; these attacks are no part of the worst case" in told
+    report = json.loads((shop / "out.report.json").read_text())
+    (evaluation,) = [one for one in report["evaluations"] if "paper" in one["settings"]]
+    assert evaluation["settings"]["attacks"] == [
+        "fgsm", "paper-l2fgsm", "paper-l1fgsm", "paper-jitter", "paper-mixup",
+    ]  # fmt: skip
+    for scales in evaluation["settings"]["paper"]["pixels_per_unit"].values():
+        assert scales["baseline"] == scales["compressed"] > 0
+    rows = evaluation["models"]["compressed"]["attacks"]
+    assert [row["bits"] for row in rows["worst"]] == [row["bits"] for row in rows["fgsm"]]
+    assert "Worst case of fgsm, " in " ".join(report["verdict"])
+
+
 def test_settings_reach_the_attack(shop):
     options = (
         "--pgd",
@@ -125,6 +143,14 @@ BAD = {
     "no noise": (["--certify", "--sigma", "0"], ["--sigma must be more than 0"]),
     "no time": (["--pgd", "--time-limit", "0"], ["--time-limit must be more than 0 seconds", "--time-limit 600"]),
     "no queries": (["--attack", "square", "--queries", "0"], ["--queries must be at least 1"]),
+    "paper's attack in other norms": (
+        ["--attack", "paper-jitter", "--norm", "l2"],
+        ["paper-jitter does not work in l2", "hint: --norm linf"],
+    ),
+    "suite in other norms": (
+        ["--suite", "paper", "--norm", "l1"],
+        ["no attack of --suite paper works in l1", "hint: --norm linf"],
+    ),
     "unknown norm": (["--pgd", "--norm", "l7"], ["--norm must be one of linf, l2, l1, got l7"]),
     "no steps": (["--pgd", "--steps", "0"], ["--steps must be at least 1"]),
     "no restarts": (["--pgd", "--restarts", "0"], ["--restarts must be at least 1"]),

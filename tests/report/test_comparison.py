@@ -1,5 +1,5 @@
 import pytest
-from report_values import plain_evaluation, report_with
+from report_values import paper_evaluation, plain_evaluation, report_with
 
 from lrcompress.report import GatePolicy, compare_reports, comparison_rows, judge, parse_gate
 
@@ -81,6 +81,14 @@ def test_the_worst_case_is_compared_only_over_the_same_attacks():
         del model["attacks"]["fgsm"]
     compared = compare_reports(report(fewer), report(plain_evaluation()))
     assert names(compared) == {"clean", "pgd@4/255 ℓ∞", "pgd@8/255 ℓ∞"}
+
+
+def test_attacks_with_an_eps_of_their_own_are_compared_where_images_are_normalised_alike():
+    apart = {f"paper-jitter@{4 * n / 255:.4g} (pixels ≤ {0.8 * n:.3g}/255) ℓ∞" for n in (1, 2)}
+    usual = {"clean"} | {f"{a}@{e} ℓ∞" for a in ("fgsm", "pgd", "worst") for e in ("4/255", "8/255")}
+    assert names(compare_reports(report(paper_evaluation()), report(paper_evaluation()))) == usual | apart
+    assert names(compare_reports(report(paper_evaluation(0.3)), report(paper_evaluation()))) == usual
+    assert names(compare_reports(report(plain_evaluation(data="paper's")), report(paper_evaluation()))) == usual
 
 
 def test_radii_that_only_one_has_are_left_out():

@@ -1,7 +1,7 @@
 import xml.etree.ElementTree as ET
 
 import pytest
-from report_values import plain_evaluation, report_with, rich_evaluation
+from report_values import paper_evaluation, plain_evaluation, report_with, rich_evaluation
 
 from lrcompress.report import GatePolicy, judge, parse_gate, render_junit, with_gates
 
@@ -28,6 +28,12 @@ def test_figures_stand_in_the_names_of_the_cases():
     ]  # fmt: skip
     sizes = [case.get("name") for case in found["size"].iter("testcase")]
     assert any(name.startswith("bytes: ") and name.endswith(" removed)") for name in sizes)
+
+
+def test_an_eps_that_is_not_one_of_pixels_is_told_in_the_name():
+    found = suites(report_with(paper_evaluation()))["evaluation on paper's"].iter("testcase")
+    told = [name for case in found if "not comparable with ε in pixels" in (name := case.get("name"))]
+    assert [name.partition("@")[0] for name in told] == ["paper-jitter"] * 2
 
 
 def test_gates_fail_pass_or_end_with_an_error(judged):

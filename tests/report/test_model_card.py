@@ -1,5 +1,5 @@
 from huggingface_hub import ModelCard
-from report_values import plain_evaluation, report_with, rich_evaluation
+from report_values import paper_evaluation, plain_evaluation, report_with, rich_evaluation
 
 from lrcompress.report import render_model_card
 
@@ -17,6 +17,11 @@ def test_the_metadata_is_read_by_the_hub_s_own_library():
     assert clean.metric_args["images"] == 1000
     assert first.metric_name == "Robust accuracy, fgsm + pgd, ℓ∞ ε = 4/255"
     assert (first.metric_value, second.metric_value) == (59.0, 28.0)
+
+
+def test_the_worst_case_is_named_after_the_attacks_it_is_of():
+    results = card_of(report_with(paper_evaluation())).data.eval_results
+    assert results[1].metric_name == "Robust accuracy, fgsm + pgd, ℓ∞ ε = 4/255"
 
 
 def test_of_two_answers_to_a_question_the_latest_counts():

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from report_values import OLD_REPORT, plain_evaluation, report_with, rich_evaluation
+from report_values import OLD_REPORT, paper_evaluation, plain_evaluation, report_with, rich_evaluation
 
 from lrcompress.errors import ReportError
 from lrcompress.report import FORMATS, find_fault, load_report, render_report, report_schema
 
 VALIDATOR = jsonschema.Draft202012Validator(report_schema())
-RICH = report_with(plain_evaluation(), rich_evaluation())
+RICH = report_with(plain_evaluation(), rich_evaluation(), paper_evaluation())
 
 
 def test_the_schema_is_a_schema():

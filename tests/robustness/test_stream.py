@@ -7,7 +7,7 @@ from torch import nn
 from lrcompress.errors import EvaluationError
 from lrcompress.perturb import perturbation_sizes
 from lrcompress.robustness.apgd import Apgd, ApgdDlr, ApgdTargeted, checkpoints
-from lrcompress.robustness.iterated import check_within, run_stream
+from lrcompress.robustness.iterated import IteratedAttack, check_within, run_stream
 from lrcompress.robustness.pgd import Fgsm, Noise, Pgd
 from lrcompress.robustness.square import Square
 
@@ -136,6 +136,48 @@ def test_what_is_broken_leaves_and_what_is_counted_is_what_was_shown():
     assert not outcome.broken.any()
     assert model.shown == outcome.passes.forward == 10 * 10  # nine steps and the last look
     assert 10 * 9 <= outcome.passes.backward < outcome.passes.forward
+
+
+def test_what_is_broken_on_the_way_counts_unless_the_end_decides():
+    class Brighter(IteratedAttack):
+        needs_gradient = False
+
+        def begin(self, images, logits, seeds):
+            return {"moved": images}
+
+        def advance(self, state, losses, gradient):
+            return {"moved": state["moved"] + 0.1}
+
+    class InBetween(nn.Module):
+        """Wrong about images of 0.6, but not about darker and lighter ones."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            lead = (x.flatten(1).mean(1) - 0.6).abs() - 0.05
+            return torch.stack([lead, -lead], 1)
+
+    images = torch.full((3, *SIZE), 0.5)
+    for at_end in (False, True):
+        one = Brighter(0.3, "linf", 2)
+        one.judged_at_end = at_end
+        outcome = attack(InBetween(), one, images, batch_size=2)
+        assert outcome.broken.tolist() == [not at_end] * 3
+        assert outcome.passes.forward == 3 * (3 if at_end else 2)
+
+
+def test_a_loss_may_depend_on_the_images_too_and_the_gradient_knows_it():
+    class Squares(IteratedAttack):
+        def begin(self, images, logits, seeds):
+            return {"moved": images}
+
+        def loss(self, logits, labels, state):
+            return state["moved"].square().flatten(1).sum(1) + 0 * logits.sum(1)
+
+        def advance(self, state, losses, gradient):
+            return {"moved": state["moved"] + 0.1 * gradient}
+
+    images = some_images(3)
+    outcome = attack(Linear(), Squares(1.0, "linf", 1), images)
+    torch.testing.assert_close(outcome.moved, 1.2 * images)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

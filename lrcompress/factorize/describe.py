@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from lrcompress.factorize.spectra import shipped_spectra
 from lrcompress.linalg import condition_number, core_spectrum, stable_rank
 from lrcompress.memory import release_pages
 from lrcompress.nn import (
@@ -18,11 +20,15 @@ from lrcompress.nn import (
     twin,
 )
 from lrcompress.plan import CompressionPlan, LayerRecord
-from lrcompress.schemes import find_scheme
 
 
 def describe_layers(
-    dense: nn.Module, compressed: nn.Module, plan: CompressionPlan, *, start_kappas: Mapping[str, float] | None = None
+    dense: nn.Module,
+    compressed: nn.Module,
+    plan: CompressionPlan,
+    *,
+    start_kappas: Mapping[str, float] | None = None,
+    spectra: Mapping[str, Float[Tensor, "_"]] | None = None,
 ) -> tuple[LayerRecord, ...]:
     """Returns one record per layer of the plan, measured on the shipped factors in float64.
 
@@ -31,7 +37,9 @@ def describe_layers(
         compressed: the network after `fold_`, its weights rounded as they are stored.
         plan: what was done.
         start_kappas: κ of the layers before fine-tuning.
+        spectra: the singular values of the shipped layers; None computes them, see `shipped_spectra`.
     """
+    spectra = shipped_spectra(compressed, plan) if spectra is None else spectra
     records = []
     exposed = expose_(twin(dense))
     for layer in plan.layers:
@@ -40,7 +48,7 @@ def describe_layers(
             continue
         module, original = compressed.get_submodule(layer.name), plain_layer(exposed.get_submodule(layer.name))
         assert isinstance(module, LowRankLayer) and original is not None  # what factorising makes of what it can
-        sigma = find_scheme(layer.scheme).spectrum(module)
+        sigma = spectra[layer.name]
         weight = original.weight.detach().double()
         dense_norm = float(torch.linalg.vector_norm(weight))
         error = float(torch.linalg.vector_norm(weight - dense_weight(module))) / dense_norm

@@ -44,6 +44,15 @@ def principal_basis(weight: Float[Tensor, "m n"], *, output_gram: Float[Tensor, 
     return PrincipalBasis(values.clamp_min(0).flip(0)[:count], vectors.flip(1)[:, :count], of_outputs)
 
 
+def singular_values(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "k"]:
+    """Returns the min(m, n) singular values in descending order, in float64.
+
+    From the Gram matrix of the shorter side, as those of `principal_basis`, and as good: to about 1e-8·σ₁.
+    """
+    side = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    return torch.linalg.eigvalsh(gram(side)).clamp_min(0).sqrt().flip(0)
+
+
 def two_factors(
     weight: Float[Tensor, "m n"], basis: Float[Tensor, "s r"], *, of_outputs: bool
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]]:

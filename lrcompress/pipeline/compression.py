@@ -21,7 +21,7 @@ from lrcompress.checkpoint import LoadedModel, file_sha256, find_weights, load_c
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import agree, world
 from lrcompress.errors import DataError, OptionError, OutputError, SearchError
-from lrcompress.factorize import describe_layers, factorize
+from lrcompress.factorize import describe_layers, factorize, layer_spectra, shipped_spectra
 from lrcompress.measure import count_macs, measure_latency
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.fine_tuning import FineTuned, begin_training, fine_tune_loaded, starting_policy
@@ -111,7 +111,7 @@ def compress(
     if tuned is not None:
         telling = telling_how_to_go_on(unfinished_path(path), MEASURE if tuned.kept else GO_ON)
     with telling:
-        report = _measure_and_write(loaded, model, plan, tuned, test, path, options, observer)
+        report = _measure_and_write(loaded, model, plan, decomposer, tuned, test, path, options, observer)
     unfinished_path(path).unlink(missing_ok=True)
     return report
 
@@ -120,6 +120,7 @@ def _measure_and_write(
     loaded: LoadedModel,
     model: nn.Module,
     plan: CompressionPlan,
+    decomposer: Decomposer | None,
     tuned: FineTuned | None,
     test: ImageSet | None,
     path: Path,
@@ -128,7 +129,8 @@ def _measure_and_write(
 ) -> dict[str, Any]:
     _check_runs(model, loaded)
     round_weights_(model, loaded.dtype)
-    layers = describe_layers(loaded.model, model, plan, start_kappas=tuned.start_kappas if tuned else {})
+    kappas, shipped = tuned.start_kappas if tuned else {}, shipped_spectra(model, plan)
+    layers = describe_layers(loaded.model, model, plan, start_kappas=kappas, spectra=shipped)
     recipe = describe_recipe(plan, options, tuned.tuning if tuned else None)
     manifest = describe_result(loaded, model, layers, recipe, test)
     packed = pack_artifact(model, manifest)
@@ -145,6 +147,7 @@ def _measure_and_write(
         artifact_sha256=packed.sha256,
         training_log=[record.to_json() for record in tuned.tuning.log] if tuned else None,
         latency=latency,
+        spectra=layer_spectra(loaded.model, plan, shipped, decomposer=decomposer),
         command=options.command,
     )
     if test is not None:

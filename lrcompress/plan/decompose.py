@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from lrcompress.linalg import Spectrum, thin_spectrum
 from lrcompress.memory import trim_heap
 from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.plan.choices import Choices, list_choices
@@ -18,6 +19,8 @@ from lrcompress.schemes import Decomposition, Metric, Scheme, find_scheme, schem
 
 # Bases that are kept between planning and factorising; what does not fit is decomposed a second time.
 KEPT_BYTES = 96 * 2**20
+# A spectrum that nobody has computed yet is not worth more than some seconds per layer.
+LONGEST_SIDE = 4096
 
 
 class _Kept(NamedTuple):
@@ -49,6 +52,7 @@ class Decomposer:
     kept_bytes: int = KEPT_BYTES
     _kept: dict[tuple[str, str], _Kept] = field(default_factory=dict)
     _choices: dict[tuple[str, int | None, str | None], Choices] = field(default_factory=dict)
+    _spectra: dict[tuple[str, str], Spectrum] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def choices(
@@ -89,7 +93,24 @@ class Decomposer:
 
     def decompose(self, name: str, layer: PlainLayer, scheme: Scheme) -> Decomposition:
         """Returns the decomposition of a layer in its metric, computed anew."""
-        return scheme.decompose(layer, self.metrics.get(name))
+        decomposition = scheme.decompose(layer, self.metrics.get(name))
+        sigma = decomposition.dense_spectrum()
+        if sigma is not None:
+            self._spectra[name, scheme.name] = thin_spectrum(sigma)
+        return decomposition
+
+    def dense_spectrum(self, name: str, layer: PlainLayer, scheme: str) -> Spectrum | None:
+        """Returns some singular values of what a scheme truncates of a dense layer, see `thin_spectrum`.
+
+        Those that were found when the layer was decomposed; of a layer that was not, or in the metric of images, they
+        are computed, unless the shorter side of its matrix is longer than 4096: None then.
+        """
+        found = find_scheme(scheme)
+        if (name, scheme) not in self._spectra:
+            if max(min(matrix.shape) for matrix in found.truncated_matrices(layer)) > LONGEST_SIDE:
+                return None
+            self._spectra[name, scheme] = thin_spectrum(found.dense_spectrum(layer))
+        return self._spectra[name, scheme]
 
     def _decompose(self, candidate: Candidate, wanted_rank: int | None, wanted_scheme: str | None) -> Choices:
         name, layer = candidate.name, candidate.layer

@@ -1,6 +1,8 @@
 """Whether the figures of a report agree with the bits of its images."""
 
-from collections.abc import Iterator, Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 FACTORISED = ("ranks", "parameters", "relative_error", "sigma_max", "sigma_min", "stable_rank", "norm", "dense_norm")
@@ -19,6 +21,11 @@ def _in_report(report: Mapping[str, Any]) -> Iterator[str]:
     for layer in report["layers"]:
         if layer["scheme"] != "dense" and (missing := [key for key in FACTORISED if key not in layer]):
             yield f"the factorised layer `{layer['name']}` has no `{missing[0]}`"
+        for key in ("spectrum", "dense_spectrum"):
+            if key in layer and not _is_spectrum(layer[key]):
+                yield f"the `{key}` of the layer `{layer['name']}` does not fall from the first value on"
+        if "spectrum" in layer and not _has_ends(layer["spectrum"], layer.get("sigma_max"), layer.get("sigma_min")):
+            yield f"the `spectrum` of the layer `{layer['name']}` does not go from its σ₁ to its σ_r"
         if 0 in layer["dense_shape"]:
             yield f"the layer `{layer['name']}` has no weights"
     if report["training_log"] and "fine_tuning" not in report["recipe"]:
@@ -26,6 +33,20 @@ def _in_report(report: Mapping[str, Any]) -> Iterator[str]:
     for evaluation in report["evaluations"]:
         yield from _contradictions(evaluation)
         yield from _unlike_models(evaluation)
+
+
+def _is_spectrum(pairs: Sequence[Sequence[float]]) -> bool:
+    """Whether these are (i, σ_i) of increasing i from 1 on and falling σ_i."""
+    numbers, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    rising = all(one < other for one, other in itertools.pairwise(numbers))
+    falling = all(one >= other for one, other in itertools.pairwise(values))
+    return numbers[0] == 1 and rising and falling and all(map(math.isfinite, (*numbers, *values)))
+
+
+def _has_ends(pairs: Sequence[Sequence[float]], first: float | None, last: float | None) -> bool:
+    """Whether the values begin and end with these, but for their rounding."""
+    ends = zip((pairs[0][1], pairs[-1][1]), (first, last), strict=True)
+    return all(end is not None and math.isclose(value, end, rel_tol=1e-4) for value, end in ends)
 
 
 def _contradictions(evaluation: Mapping[str, Any]) -> Iterator[str]:

@@ -1,39 +1,50 @@
-"""Accuracy against ε as an inline SVG drawing."""
+"""Curves of both models as inline SVG drawings: accuracy against ε, and singular values."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrcompress.report.parts import Chart, Curve
+from lrcompress.report.parts import Chart, Curve, SpectrumChart
 
 # As narrow as a phone, so that the labels stay readable there; wide screens magnify it.
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 42, 18, 12, 42
 LABEL_WIDTH = 42
+# Of the drawing in a table's cell; the margin is for the marks, whose centres lie on the edge.
+SMALL_WIDTH, SMALL_HEIGHT, MARGIN = 120, 48, 4
+
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class DrawnCurve:
-    """One model's line: SVG point lists, ready for the template."""
+    """One model's line: SVG point lists, ready for the template. Without a band it is empty."""
 
     role: str
     line: str
     band: str
-    dots: Sequence[tuple[float, float]]
+    dots: Sequence[Point]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart with places: its curves, and the labels of both axes."""
+    """Curves in their places, with the labels of both axes; a line without a label has "".
 
-    chart: Chart
+    Attributes:
+        summary: the figures in words.
+        axis: what lies along the bottom, "" if nothing is written there.
+    """
+
+    summary: str
     curves: Sequence[DrawnCurve]
     x_labels: Sequence[tuple[float, str]]
     y_labels: Sequence[tuple[float, str]]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    bottom: int = HEIGHT - BOTTOM
+    axis: str
+    width: int
+    height: int
+    left: int
+    right: int
+    bottom: int
 
 
 def draw_chart(chart: Chart) -> Drawing:
@@ -46,10 +57,47 @@ def draw_chart(chart: Chart) -> Drawing:
     labelled = max(2, (WIDTH - LEFT - RIGHT) // LABEL_WIDTH)
     every = -(-count // labelled)
     return Drawing(
-        chart=chart,
+        summary=chart.summary,
         curves=[_place(curve, xs) for curve in chart.curves],
         x_labels=list(zip(xs, chart.radii, strict=True))[::every],
         y_labels=[(_y(level / 100), f"{level} %") for level in range(0, 101, 20)],
+        axis=chart.axis,
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        bottom=HEIGHT - BOTTOM,
+    )
+
+
+def draw_spectrum(chart: SpectrumChart) -> Drawing:
+    """Returns the drawing of a layer's singular values, small enough for a table, with a line at every power of ten.
+
+    The last value of each model is marked. What lies below the powers that are shown, lies on the lowest line.
+    """
+    values = [pair for spectrum in chart.spectra.values() for pair in spectrum]
+    widest, top = math.log(max(i for i, _ in values)) or 1.0, max(sigma for _, sigma in values)
+    width, height = SMALL_WIDTH - 2 * MARGIN, SMALL_HEIGHT - 2 * MARGIN
+
+    def place(i: float, sigma: float) -> Point:
+        below = (math.log10(top) - math.log10(sigma)) / chart.decades if sigma > 0 else 1.0
+        return MARGIN + width * math.log(i) / widest, MARGIN + height * min(1.0, below)
+
+    curves = []
+    for role, spectrum in chart.spectra.items():
+        points = [place(i, sigma) for i, sigma in spectrum]
+        curves.append(DrawnCurve(role, _join(points), "", points[-1:]))
+    return Drawing(
+        summary=chart.summary,
+        curves=curves,
+        x_labels=(),
+        y_labels=[(MARGIN + height * decade / chart.decades, "") for decade in range(chart.decades + 1)],
+        axis="",
+        width=SMALL_WIDTH,
+        height=SMALL_HEIGHT,
+        left=MARGIN,
+        right=SMALL_WIDTH - MARGIN,
+        bottom=SMALL_HEIGHT - MARGIN,
     )
 
 
@@ -64,5 +112,5 @@ def _place(curve: Curve, xs: Sequence[float]) -> DrawnCurve:
     return DrawnCurve(curve.role, _join(dots), _join([*high, *reversed(low)]), dots)
 
 
-def _join(points: Sequence[tuple[float, float]]) -> str:
+def _join(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.artifact import Manifest
+from lrcompress.factorize import LayerSpectra
 from lrcompress.measure import LatencyRatio
 from lrcompress.report.upgrade import REPORT_SCHEMA, upgrade_evaluation
 from lrcompress.report.verdict import verdict
@@ -27,6 +28,7 @@ def build_report(
     artifact_sha256: str,
     training_log: list[dict[str, Any]] | None = None,
     latency: LatencyRatio | None = None,
+    spectra: Mapping[str, LayerSpectra] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Returns the report of an artifact, without evaluations yet.
@@ -38,8 +40,10 @@ def build_report(
         artifact_sha256: its hash.
         training_log: one entry per epoch of fine-tuning.
         latency: of both models, timed in turn.
+        spectra: by layer. The manifest has no room for them: a report that is made of it alone does without.
         command: that made the artifact; None if it is not known any more.
     """
+    told = {name: one.to_json() for name, one in (spectra or {}).items()}
     baseline, compressed = asdict(manifest.baseline), asdict(manifest.compressed) | {"bytes": artifact_bytes}
     report: dict[str, Any] = {
         "schema": REPORT_SCHEMA,
@@ -57,7 +61,7 @@ def build_report(
         },
         "latency": None if latency is None else asdict(latency) | {"ratio_quartiles": list(latency.ratio_quartiles)},
         "recipe": dict(manifest.recipe),
-        "layers": [layer.to_json() for layer in manifest.layers],
+        "layers": [layer.to_json() | told.get(layer.name, {}) for layer in manifest.layers],
         "training_log": training_log or [],
         "evaluations": [],
         "gates": [],

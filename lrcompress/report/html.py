@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lrcompress.report.curves import draw_chart
+from lrcompress.report.curves import draw_chart, draw_spectrum
 from lrcompress.report.sections import report_sections, title
 
 
@@ -20,5 +20,6 @@ def render_html(report: Mapping[str, Any]) -> str:
     )
     environment.filters["kind"] = lambda part: type(part).__name__
     environment.filters["draw"] = draw_chart
+    environment.filters["draw_spectrum"] = draw_spectrum
     template = environment.get_template("report.html.j2")
     return template.render(report=report, title=title(report), sections=report_sections(report))

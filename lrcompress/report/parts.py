@@ -7,6 +7,30 @@ Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class SpectrumChart:
+    """Singular values σ_i of one layer against i, both on logarithmic scales.
+
+    Attributes:
+        layer: its name.
+        spectra: pairs (i, σ_i) by role, "baseline" before "compressed"; a model without them is left out.
+        decades: how many powers of ten below the layer's largest value are shown.
+    """
+
+    layer: str
+    spectra: Mapping[str, Sequence[Sequence[float]]]
+    decades: int
+
+    @property
+    def summary(self) -> str:
+        """Where both spectra begin and end, for those who do not see the drawing."""
+        told = "; ".join(
+            f"{role}: σ{values[0][0]} = {values[0][1]:.3g} to σ{values[-1][0]} = {values[-1][1]:.3g}"
+            for role, values in self.spectra.items()
+        )
+        return f"Singular values of {self.layer}. {told}."
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of texts.
 
@@ -16,6 +40,8 @@ class Table:
         rows: cells; the first one names the row.
         texts: columns of words, which may wrap; all others but the first are figures.
         spans: by column, for each row a part of the line from 0 to 1 to draw beside the text, or None.
+        drawings: by column, for each row what to draw beside the text, or None.
+        legend: what is drawn; documents without drawings leave it out.
     """
 
     caption: str
@@ -23,6 +49,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     texts: Sequence[int] = ()
     spans: Mapping[int, Sequence[Span | None]] = field(default_factory=dict)
+    drawings: Mapping[int, Sequence[SpectrumChart | None]] = field(default_factory=dict)
+    legend: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,22 @@
 """The outline of a report: what every rendering shows, in which order."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrcompress.report.evaluation_parts import evaluation_section, figure, percent, settings_text
-from lrcompress.report.parts import Command, Note, Part, Section, Span, Table
+from lrcompress.report.parts import Command, Note, Part, Section, SpectrumChart, Table
 from lrcompress.report.tuning import augmentation_settings, effective_settings
 from lrcompress.report.words import points
+
+SPECTRUM_KEYS = {"baseline": "dense_spectrum", "compressed": "spectrum"}
+# Channels that are dead have singular values next to zero: a scale that reached them would show little else.
+MOST_DECADES = 4
+LEGEND = (
+    "The curves are the singular values σ_i against i, on logarithmic scales, of the uncompressed matrix (dashed, its "
+    "last value marked by a square) and of the shipped one (its last value marked by a dot). The lines are powers of "
+    "ten below the layer's σ₁, {decades} in every drawing; what is smaller lies on the lowest."
+)
 
 
 def title(report: Mapping[str, Any]) -> str:
@@ -89,9 +98,9 @@ def _factorised(report: Mapping[str, Any]) -> Part:
         for layer, share in zip(layers, kept, strict=True)
     ]
     caption = (
-        "“kept” is the share of the weights' number. The singular values, drawn from σ_r to σ₁ on one logarithmic "
-        "scale, and κ = σ₁/σ_r belong to the shipped matrix that the scheme truncates (for a convolution an "
-        "unfolded kernel, not the operator). They are diagnostics, not certificates of robustness."
+        "“kept” is the share of the weights' number. The singular values and κ = σ₁/σ_r belong to the shipped matrix "
+        "that the scheme truncates (for a convolution an unfolded kernel, not the operator). They are diagnostics, not "
+        "certificates of robustness."
     )
     if "fine_tuning" in report["recipe"]:
         caption += (
@@ -100,25 +109,37 @@ def _factorised(report: Mapping[str, Any]) -> Part:
         )
     columns = ["layer", "weight", "scheme", "ranks", "kept", "relative error", "σ_r to σ₁", "κ"]
     columns += [*(["κ before training"] if trained else []), "stable rank", "‖W‖"]
-    spans = {4: [(0.0, min(1.0, share)) for share in kept], 6: spectrum_spans(layers)}
-    return Table(caption, columns, rows, spans=spans)
+    charts = spectrum_charts(layers)
+    decades = next((chart.decades for chart in charts if chart is not None), None)
+    return Table(
+        caption,
+        columns,
+        rows,
+        spans={4: [(0.0, min(1.0, share)) for share in kept]},
+        drawings={6: charts},
+        legend="" if decades is None else LEGEND.format(decades=decades),
+    )
 
 
-def spectrum_spans(layers: list[Mapping[str, Any]]) -> list[Span | None]:
-    """Returns where σ_r and σ₁ of each layer lie between the smallest and the largest of all, on a logarithmic scale.
+def spectrum_charts(layers: Sequence[Mapping[str, Any]]) -> list[SpectrumChart | None]:
+    """Returns the singular values of each layer in both models as charts of one scale, which begins at the layer's σ₁.
 
-    A σ_r of zero lies at the left end.
+    None for a layer whose values are not known, as in reports of older versions, or all zero.
     """
-    ends = [layer[key] for layer in layers for key in ("sigma_min", "sigma_max") if layer[key] > 0]
-    if not ends:
-        return [None] * len(layers)
-    least, most = math.log(min(ends)), math.log(max(ends))
-    width = most - least or 1.0
-
-    def place(sigma: float) -> float:
-        return (math.log(sigma) - least) / width if sigma > 0 else 0.0
-
-    return [(place(layer["sigma_min"]), place(layer["sigma_max"])) for layer in layers]
+    spectra = [
+        {role: layer[key] for role, key in SPECTRUM_KEYS.items() if key in layer} if "spectrum" in layer else {}
+        for layer in layers
+    ]
+    depths = []
+    for spectrum in spectra:
+        positive = [sigma for values in spectrum.values() for _, sigma in values if sigma > 0]
+        depths.append(math.log10(max(positive)) - math.log10(min(positive)) if positive else None)
+    deepest = max((depth for depth in depths if depth is not None), default=0.0)
+    decades = min(MOST_DECADES, max(1, math.ceil(deepest)))
+    return [
+        None if depth is None else SpectrumChart(layer["name"], spectrum, decades)
+        for layer, spectrum, depth in zip(layers, spectra, depths, strict=True)
+    ]
 
 
 def _dense(report: Mapping[str, Any]) -> Part:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lrcompress.linalg import PrincipalBasis, principal_basis, tail_energies, two_factors
+from lrcompress.linalg import PrincipalBasis, merge_spectra, principal_basis, tail_energies, two_factors
 from lrcompress.nn import (
     ConvGeometry,
     LowRankLayer,
@@ -38,7 +38,9 @@ class MatrixDecomposition(Decomposition):
         matrices = weight_matrices(layer)
         grams = [None] * len(matrices) if metric is None else metric.output_gram
         self.bases = [principal_basis(W, output_gram=G) for W, G in zip(matrices, grams, strict=True)]
-        self.tails = tail_energies(torch.stack([basis.energies for basis in self.bases]).sum(0))
+        energies = [basis.energies for basis in self.bases]
+        self.tails = tail_energies(torch.stack(energies).sum(0))
+        self.sigma = merge_spectra(energies).sqrt() if metric is None else None
         self.bases = [_in_type(basis, matrices.dtype) for basis in self.bases]
 
     @override
@@ -48,6 +50,10 @@ class MatrixDecomposition(Decomposition):
     @override
     def squared_errors(self, ranks: Int[Tensor, "k 1"]) -> Float[Tensor, "k"]:
         return self.tails[ranks[:, 0]] / self.tails[0]
+
+    @override
+    def dense_spectrum(self) -> Float[Tensor, "k"] | None:
+        return self.sigma
 
     @override
     def fill_(self, low_rank: LowRankLinear | MatrixConv, ranks: tuple[int, ...]) -> None:
@@ -109,6 +115,10 @@ class Matrix(Scheme):
         return build_like(layer, MatrixConv, layer.in_channels, layer.out_channels, rank, geometry=geometry, bias=bias)
 
     @override
+    def truncated_matrices(self, layer: PlainLayer) -> Sequence[Float[Tensor, "m n"]]:
+        return weight_matrices(layer).unbind()
+
+    @override
     def spectrum(self, low_rank: LowRankLinear | MatrixConv) -> Float[Tensor, "k"]:
         if isinstance(low_rank, LowRankLinear):
             return product_spectrum(low_rank.expand.weight, low_rank.reduce.weight)
@@ -118,8 +128,7 @@ class Matrix(Scheme):
         else:
             reduce = reduce.unflatten(0, (groups, -1)).flatten(2)
         expand = low_rank.expand.weight.flatten(1).unflatten(0, (groups, -1))
-        values = [product_spectrum(left, right) for left, right in zip(expand, reduce, strict=True)]
-        return torch.cat(values).sort(descending=True).values
+        return merge_spectra([product_spectrum(left, right) for left, right in zip(expand, reduce, strict=True)])
 
 
 def _in_type(basis: PrincipalBasis, dtype: torch.dtype) -> PrincipalBasis:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lrcompress.linalg import merge_spectra, singular_values
 from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.schemes.metric import Metric
 
@@ -66,6 +67,10 @@ class Decomposition(ABC):
         """Returns ‖W − W_r‖²/‖W‖² in float64 of some ranks, in the metric of the decomposition."""
 
     @abstractmethod
+    def dense_spectrum(self) -> Float[Tensor, "k"] | None:
+        """Returns what `Scheme.dense_spectrum` does, found in passing; None in the metric of images."""
+
+    @abstractmethod
     def fill_(self, low_rank: Any, ranks: tuple[int, ...]) -> None:
         """Writes the factors of these ranks into a layer that was built for them; its bias is not touched."""
 
@@ -108,6 +113,14 @@ class Scheme(ABC):
     @abstractmethod
     def spectrum(self, low_rank: Any) -> Float[Tensor, "k"]:
         """Returns the singular values, in descending order in float64, of the matrix that the scheme truncates."""
+
+    @abstractmethod
+    def truncated_matrices(self, layer: PlainLayer) -> Sequence[Float[Tensor, "m n"]]:
+        """Returns the matrices of a dense layer whose singular values the scheme truncates."""
+
+    def dense_spectrum(self, layer: PlainLayer) -> Float[Tensor, "k"]:
+        """Returns the singular values of these matrices together, in descending order in float64."""
+        return merge_spectra([singular_values(matrix) for matrix in self.truncated_matrices(layer)])
 
     def uniform_ranks(self, layer: PlainLayer, rank: int) -> tuple[int, ...]:
         """Returns the same rank in every mode, or the largest that there is."""

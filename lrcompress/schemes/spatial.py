@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from lrcompress.linalg import fit, nested_features, tail_energies
+from lrcompress.linalg import fit, merge_spectra, nested_features, tail_energies
 from lrcompress.nn import CONVOLUTIONS, ConvGeometry, Convolution, LowRankLayer, PlainLayer, SpatialConv
 from lrcompress.schemes.metric import Metric
 from lrcompress.schemes.scheme import (
@@ -26,11 +26,12 @@ class SpatialDecomposition(Decomposition):
     """Features of pairs of an input channel and a row of the kernel."""
 
     def __init__(self, layer: Convolution, metric: Metric | None) -> None:
-        kernel = layer.weight.detach().flatten(3) if layer.weight.ndim > 3 else layer.weight.detach()
+        kernel = _rows_and_columns(layer)
         self.nested = nested_features(kernel.flatten(1, 2), input_gram=None if metric is None else metric.input_gram)
         explained = self.nested.coefficients.square().sum((0, 2))
         count = min(explained.numel(), kernel.shape[0] * kernel.shape[3])
         self.tails = tail_energies(explained[:count])  # the features beyond explain nothing
+        self.sigma = merge_spectra([explained[:count].sqrt()]) if metric is None else None
         self.total = self.nested.total
 
     @override
@@ -40,6 +41,10 @@ class SpatialDecomposition(Decomposition):
     @override
     def squared_errors(self, ranks: Int[Tensor, "k 1"]) -> Float[Tensor, "k"]:
         return self.tails[ranks[:, 0]] / self.total
+
+    @override
+    def dense_spectrum(self) -> Float[Tensor, "k"] | None:
+        return self.sigma
 
     @override
     def fill_(self, low_rank: SpatialConv, ranks: tuple[int, ...]) -> None:
@@ -101,6 +106,16 @@ class Spatial(Scheme):
         return build_like(layer, SpatialConv, layer.in_channels, layer.out_channels, rank, geometry=geometry, bias=bias)
 
     @override
+    def truncated_matrices(self, layer: PlainLayer) -> Sequence[Float[Tensor, "m n"]]:
+        assert isinstance(layer, CONVOLUTIONS)
+        return [_rows_and_columns(layer).permute(0, 3, 1, 2).flatten(2).flatten(0, 1)]
+
+    @override
     def spectrum(self, low_rank: SpatialConv) -> Float[Tensor, "k"]:
         expand = low_rank.expand.weight.flatten(2).transpose(1, 2).flatten(0, 1)  # output × column, rank
         return product_spectrum(expand, low_rank.reduce.weight.flatten(1))
+
+
+def _rows_and_columns(layer: Convolution) -> Float[Tensor, "o c p q"]:
+    """Returns the kernel with two axes of positions: the first one, and all others."""
+    return layer.weight.detach().flatten(3) if layer.weight.ndim > 3 else layer.weight.detach()

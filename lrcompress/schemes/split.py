@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lrcompress.linalg import principal_basis, tail_energies, two_factors
+from lrcompress.linalg import merge_spectra, principal_basis, tail_energies, two_factors
 from lrcompress.nn import LowRankLayer, PlainLayer, SplitLowRankLinear
 from lrcompress.schemes.metric import Metric
 from lrcompress.schemes.scheme import Decomposition, Positions, Scheme, build_like, product_spectrum
@@ -21,11 +21,12 @@ class SplitDecomposition(Decomposition):
     """The three parts' singular values in one order: each step gives one rank more to the part that gains most."""
 
     def __init__(self, layer: nn.Linear, metric: Metric | None) -> None:
-        self.parts = layer.weight.detach().unflatten(0, (PARTS, -1))
+        self.parts = _parts(layer)
         width = self.parts.shape[1]
         grams = [None if metric is None else _block(metric.output_gram[0], part, width) for part in range(PARTS)]
         bases = [principal_basis(W, output_gram=G) for W, G in zip(self.parts, grams, strict=True)]
         energies = torch.stack([basis.energies for basis in bases])  # part, rank
+        self.sigma = merge_spectra(energies.unbind()).sqrt() if metric is None else None
         self.of_outputs = bases[0].of_outputs
         self.bases = [basis.basis.to(layer.weight.dtype) for basis in bases]
         self.tails = torch.stack([tail_energies(part) for part in energies])
@@ -41,6 +42,10 @@ class SplitDecomposition(Decomposition):
     @override
     def squared_errors(self, ranks: Int[Tensor, "k 3"]) -> Float[Tensor, "k"]:
         return self.tails.gather(1, ranks.T).sum(0) / self.tails[:, 0].sum()
+
+    @override
+    def dense_spectrum(self) -> Float[Tensor, "k"] | None:
+        return self.sigma
 
     @override
     def fill_(self, low_rank: SplitLowRankLinear, ranks: tuple[int, ...]) -> None:
@@ -95,10 +100,20 @@ class Split(Scheme):
         return build_like(layer, SplitLowRankLinear, n, m, ranks, bias=layer.bias is not None)
 
     @override
+    def truncated_matrices(self, layer: PlainLayer) -> Sequence[Float[Tensor, "m n"]]:
+        assert isinstance(layer, nn.Linear)
+        return _parts(layer).unbind()
+
+    @override
     def spectrum(self, low_rank: SplitLowRankLinear) -> Float[Tensor, "k"]:
         parts = low_rank.reduce.weight.split(low_rank.ranks)
-        values = [product_spectrum(part.weight, rows) for part, rows in zip(low_rank.expand, parts, strict=True)]
-        return torch.cat(values).sort(descending=True).values
+        return merge_spectra(
+            [product_spectrum(part.weight, rows) for part, rows in zip(low_rank.expand, parts, strict=True)]
+        )
+
+
+def _parts(layer: nn.Linear) -> Float[Tensor, "part m n"]:
+    return layer.weight.detach().unflatten(0, (PARTS, -1))
 
 
 def _block(gram: Float[Tensor, "m m"], part: int, width: int) -> Float[Tensor, "w w"]:

@@ -21,7 +21,10 @@ class TuckerDecomposition(Decomposition):
         kernel = layer.weight.detach().flatten(2)  # output, input, position
         self.nested = nested_features(kernel, input_gram=None if metric is None else metric.input_gram)
         outputs = gram(kernel.flatten(1)) if metric is None else metric.output_gram[0].double()
-        self.basis = torch.linalg.eigh(outputs).eigenvectors.flip(1)  # output, output rank
+        energies, vectors = torch.linalg.eigh(outputs)
+        self.basis = vectors.flip(1)  # output, output rank
+        count = min(kernel.flatten(1).shape)
+        self.sigma = energies.clamp_min(0).sqrt().flip(0)[:count] if metric is None else None
         self.core = torch.einsum("oa,oip->aip", self.basis, self.nested.coefficients)
         explained = self.core.square().sum(2).cumsum(0).cumsum(1)
         self.total = max(self.nested.total, float(explained[-1, -1]))
@@ -37,6 +40,10 @@ class TuckerDecomposition(Decomposition):
         explained = self.explained[ranks[:, 0], ranks[:, 1]]
         at_full_rank = (ranks[:, 0] == len(self.explained) - 1) & (ranks[:, 1] == self.explained.shape[1] - 1)
         return torch.where(at_full_rank, 0.0, (1 - explained / self.total).clamp_min(0))
+
+    @override
+    def dense_spectrum(self) -> Float[Tensor, "k"] | None:
+        return self.sigma
 
     @override
     def fill_(self, low_rank: TuckerConv, ranks: tuple[int, ...]) -> None:
@@ -96,6 +103,11 @@ class Tucker2(Scheme):
         assert isinstance(layer, CONVOLUTIONS)
         geometry, bias = ConvGeometry.of(layer), layer.bias is not None
         return build_like(layer, TuckerConv, layer.in_channels, layer.out_channels, ranks, geometry=geometry, bias=bias)
+
+    @override
+    def truncated_matrices(self, layer: PlainLayer) -> Sequence[Float[Tensor, "m n"]]:
+        """The output unfolding, out × (in · kernel)."""
+        return [layer.weight.detach().flatten(1)]
 
     @override
     def spectrum(self, low_rank: TuckerConv) -> Float[Tensor, "k"]:

@@ -6,14 +6,16 @@ from lrcompress.linalg import (
     damped_output_gram,
     gram,
     principal_basis,
+    singular_values,
     tail_energies,
     two_factors,
 )
 from lrcompress.linalg.svd import BLOCKED
 
-
-def singular_values(matrix):
-    return principal_basis(matrix).energies.sqrt()
+# Without the vectors, and with them.
+both_ways = pytest.mark.parametrize(
+    "values_of", [singular_values, lambda matrix: principal_basis(matrix).energies.sqrt()], ids=["alone", "basis"]
+)
 
 
 def identity(size):
@@ -27,26 +29,30 @@ def some_inputs(count, *, seed=1):
     return inputs
 
 
+@both_ways
 @pytest.mark.parametrize("shape", SHAPES)
-def test_singular_values_are_those_of_torch(shape):
+def test_singular_values_are_those_of_torch(shape, values_of):
     matrix = random_matrix(*shape)
-    assert torch.allclose(singular_values(matrix), torch.linalg.svdvals(matrix), rtol=1e-9, atol=0)
+    assert torch.allclose(values_of(matrix), torch.linalg.svdvals(matrix), rtol=1e-9, atol=0)
 
 
-def test_singular_values_descend_and_are_float64_for_a_float32_matrix():
-    sigma = singular_values(random_matrix(9, 14).float())
+@both_ways
+def test_singular_values_descend_and_are_float64_for_a_float32_matrix(values_of):
+    sigma = values_of(random_matrix(9, 14).float())
     assert sigma.dtype == torch.float64
     assert (sigma[:-1] >= sigma[1:]).all()
 
 
-def test_small_singular_values_are_good_to_a_hundred_millionth_of_the_largest():
+@both_ways
+def test_small_singular_values_are_good_to_a_hundred_millionth_of_the_largest(values_of):
     prescribed = [1.0, 1e-3, 1e-6, 0.0]
-    sigma = singular_values(matrix_with_spectrum(prescribed, 6, 4))
+    sigma = values_of(matrix_with_spectrum(prescribed, 6, 4))
     assert torch.allclose(sigma, torch.tensor(prescribed, dtype=torch.float64), atol=3e-8, rtol=0)
 
 
-def test_singular_values_of_a_zero_matrix_are_zero():
-    assert torch.equal(singular_values(torch.zeros(3, 5)), torch.zeros(3, dtype=torch.float64))
+@both_ways
+def test_singular_values_of_a_zero_matrix_are_zero(values_of):
+    assert torch.equal(values_of(torch.zeros(3, 5)), torch.zeros(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])

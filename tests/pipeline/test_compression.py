@@ -8,11 +8,11 @@ from networks import relative_difference
 from safetensors.torch import load_file
 from workshop import INPUT, listing, load_options, make_network, report_of, sha256, training
 
-from lrcompress.artifact import load_artifact
+from lrcompress.artifact import load_artifact, read_manifest
 from lrcompress.checkpoint import LoadOptions, load_checkpoint
 from lrcompress.data.idx import IdxImages, find_idx_files
 from lrcompress.errors import CheckpointError, DataError, OptionError, OutputError, SearchError
-from lrcompress.pipeline import CompressOptions, LayerOptions, MaxDrop, Observer, compress, compression
+from lrcompress.pipeline import CompressOptions, LayerOptions, MaxDrop, Observer, compress, compression, plan_loaded
 from lrcompress.plan import Budget, Calibration, CompressionPlan, Energy, Smallest, Tolerance, UniformRank
 
 ARCH = "net.py:build"
@@ -193,6 +193,36 @@ def test_a_calibrated_compression_has_any_scheme_and_promises_nothing_of_the_wei
         if before.get("relative_error") != after.get("relative_error")
     ]
     assert changed == ["2", "4.qkv", "4.proj"]
+
+
+def pairs_of(sigma):
+    return [[i + 1, pytest.approx(float(value), rel=1e-4, abs=1e-6)] for i, value in enumerate(sigma)]
+
+
+@pytest.mark.parametrize("name", ["out", "tuned"])
+def test_spectra_of_both_models_are_in_the_report_and_not_in_the_file(shop, name):
+    report, state = report_of(shop / f"{name}.safetensors"), torch.load(shop / "w.pt")
+    shipped = load_artifact(shop / f"{name}.safetensors", arch=ARCH).model
+    layers = {layer["name"]: layer for layer in report["layers"] if layer["scheme"] != "dense"}
+    assert "3" in layers
+    for one, layer in layers.items():
+        applied, rank = shipped.get_submodule(one).weight.detach().double(), layer["ranks"][0]
+        assert layer["dense_spectrum"] == pairs_of(torch.linalg.svdvals(state[f"{one}.weight"].double()))
+        assert layer["spectrum"] == pairs_of(torch.linalg.svdvals(applied)[:rank])
+    assert "spectrum" not in read_manifest(shop / f"{name}.safetensors").dumps()
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_plan_that_is_executed_gives_spectra_too(shop, cnn, calibrated):
+    calibration = Calibration("data", 20) if calibrated else None
+    plan, _ = plan_loaded(load_checkpoint("cnn.pt", cnn), UniformRank(3), calibration=calibration)
+    report = compress("cnn.pt", "planned.safetensors", CompressOptions(plan=plan, load=cnn))
+    layers = [layer for layer in report["layers"] if layer["scheme"] != "dense"]
+    assert len(layers) == 3
+    for layer in layers:
+        weight = torch.load("cnn.pt")[f"{layer['name']}.weight"]
+        energy = sum(sigma**2 for _, sigma in layer["dense_spectrum"])
+        assert energy == pytest.approx(float(weight.square().sum()), rel=1e-4)  # none has more than 32
 
 
 def test_without_timing_there_is_no_latency_and_both_models_are_never_timed(shop, monkeypatch):

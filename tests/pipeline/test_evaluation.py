@@ -69,6 +69,7 @@ def test_a_lost_report_is_written_anew(shop):
     _, report = attack(shop / "out.safetensors", data="data")
     assert report["size"]["compressed"]["bytes"] == (shop / "out.safetensors").stat().st_size
     assert (shop / "out.report.json").exists()
+    assert not any("spectrum" in layer for layer in report["layers"])  # the file does not have them
 
 
 def test_a_data_set_of_other_classes_is_refused(shop):

@@ -153,6 +153,69 @@ def test_results_do_not_depend_on_the_number_of_workers():
         assert torch.allclose(choices.squared_errors, two[name].squared_errors, atol=1e-12)
 
 
+def expected_spectrum(*matrices):
+    """Of matrices that have no more singular values together than a thinned spectrum has."""
+    sigma = torch.cat([torch.linalg.svdvals(matrix.detach().double()) for matrix in matrices]).sort(descending=True)
+    return [(i + 1, pytest.approx(float(value), rel=1e-5)) for i, value in enumerate(sigma.values)]
+
+
+def truncated(model):
+    """What each scheme truncates of each layer."""
+    kernel, qkv = model[0][3].weight, model[3].qkv.weight
+    return {
+        ("0.3", "matrix"): [kernel.flatten(1)],
+        ("0.3", "spatial"): [kernel.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)],
+        ("0.3", "tucker2"): [kernel.flatten(1)],
+        ("3.qkv", "matrix"): [qkv],
+        ("3.qkv", "split"): [part[:10] for part in qkv.chunk(3)],
+        ("3.out", "matrix"): [model[3].out.weight],
+    }
+
+
+def never(*_):
+    raise AssertionError("decomposed once more")
+
+
+@pytest.mark.parametrize("kept_bytes", [decompose.KEPT_BYTES, 0])
+def test_spectra_of_what_was_decomposed_are_not_computed_again(monkeypatch, kept_bytes):
+    model, decomposer = network(), Decomposer(kept_bytes=kept_bytes)
+    found = candidates(model)
+    decomposer.choices(found)
+    layers = {one.name: one.layer for one in found}
+    with monkeypatch.context() as patch:
+        patch.setattr("lrcompress.schemes.scheme.singular_values", never)
+        patch.setattr("torch.linalg.eigh", never)
+        spectra = {key: decomposer.dense_spectrum(key[0], layers[key[0]], key[1]) for key in truncated(model)}
+    for key, matrices in truncated(model).items():
+        if key[1] != "split":  # has more values than are kept
+            assert list(spectra[key]) == expected_spectrum(*matrices)
+    assert spectra["3.qkv", "split"][-1][0] == 36
+
+
+@pytest.mark.parametrize("in_a_metric", [False, True])
+def test_spectra_of_what_was_not_decomposed_or_in_a_metric_are_computed(in_a_metric):
+    model = network()
+    layers = {one.name: one.layer for one in candidates(model)}
+    metrics = {"3.out": Metric(torch.eye(12, dtype=torch.float64)[None])} if in_a_metric else {}
+    decomposer = Decomposer(metrics)
+    if in_a_metric:
+        decomposer.choices([one for one in candidates(model) if one.name == "3.out"])
+    for (name, scheme), matrices in truncated(model).items():
+        if scheme != "split":
+            assert list(decomposer.dense_spectrum(name, layers[name], scheme)) == expected_spectrum(*matrices)
+
+
+@pytest.mark.parametrize(("longest", "known"), [(11, False), (12, True)])
+def test_a_spectrum_that_would_take_long_is_only_told_if_it_was_found_in_passing(monkeypatch, longest, known):
+    monkeypatch.setattr(decompose, "LONGEST_SIDE", longest)
+    found = candidates(network())
+    layer = next(one.layer for one in found if one.name == "3.out")
+    assert (Decomposer().dense_spectrum("3.out", layer, "matrix") is not None) == known
+    decomposer = Decomposer()
+    decomposer.choices(found)
+    assert decomposer.dense_spectrum("3.out", layer, "matrix") is not None
+
+
 def test_progress_is_told_layer_by_layer_and_only_for_what_is_computed():
     seen = []
     decomposer, found = Decomposer(on_progress=lambda done, total: seen.append((done, total))), candidates(network())

@@ -6,6 +6,7 @@ from artifacts import compressed
 from networks import tiny_cnn
 from reports import evaluation
 
+from lrcompress.factorize import LayerSpectra
 from lrcompress.measure import LatencyRatio
 from lrcompress.models import Architecture
 from lrcompress.report import build_report, find_fault, report_paths, with_evaluation, with_gates
@@ -32,6 +33,19 @@ def test_a_report_is_the_same_after_a_trip_through_json(report):
     report = with_evaluation(report, evaluation(), command="lrcompress attack out.safetensors")
     assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
     assert json.loads(json.dumps(report, allow_nan=False))["latency"]["ratio"] == 0.5
+
+
+def test_spectra_stand_in_the_records_of_their_layers(report):
+    manifest = compressed(tiny_cnn(), Architecture("custom", "net.py:build"), (3, 8, 8), tol=0.1)[1]
+    record = next(layer for layer in manifest.layers if layer.scheme != "dense")
+    ends = ((1, record.sigma_max), (3, record.sigma_min))
+    given = {"artifact": Path("out.safetensors"), "artifact_bytes": 300, "artifact_sha256": "ab"}
+    told = build_report(manifest, spectra={record.name: LayerSpectra(ends, None)}, **given)
+    assert find_fault(told) == ""
+    for layer in told["layers"]:
+        before = next(one for one in report["layers"] if one["name"] == layer["name"])
+        expected = {"spectrum": [list(pair) for pair in ends]} if layer["name"] == record.name else {}
+        assert layer == before | expected
 
 
 def test_sizes_are_those_of_the_costs_and_of_the_file(report):

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from artifacts import compressed
 from networks import tiny_cnn
-from report_values import plain_evaluation, report_with, rich_evaluation
+from report_values import OLD_REPORT, plain_evaluation, report_with, rich_evaluation
 from reports import Page, evaluation
 
 from lrcompress.artifact import Cost
 from lrcompress.models import Architecture
-from lrcompress.report import build_report, render_html, with_evaluation
-from lrcompress.report.sections import spectrum_spans
+from lrcompress.report import build_report, load_report, render_html, with_evaluation
+from lrcompress.report.sections import MOST_DECADES, spectrum_charts
 from lrcompress.robustness import Finding
 
 NASTY = "<script>alert('x')</script> & <b>\"bold\"</b>"
@@ -233,11 +233,63 @@ def test_condition_numbers_before_training_have_a_column_only_where_there_was_on
     assert "κ before training" not in render_html(make_report())
 
 
-def test_singular_values_are_drawn_on_one_logarithmic_scale():
-    layers = [{"sigma_min": low, "sigma_max": high} for low, high in ((0.01, 1.0), (0.1, 100.0), (0.0, 10.0))]
-    expected = [(0.0, 0.5), (0.25, 1.0), (0.0, 0.75)]
-    assert [pytest.approx(span) for span in spectrum_spans(layers)] == expected
-    assert spectrum_spans([{"sigma_min": 0.0, "sigma_max": 0.0}]) == [None]
+def layer(*values, dense=None):
+    """A record with singular values."""
+    record = {"name": "x", "spectrum": [[i, value] for i, value in enumerate(values, 1)]}
+    return record | ({} if dense is None else {"dense_spectrum": [[i, value] for i, value in enumerate(dense, 1)]})
+
+
+@pytest.mark.parametrize(
+    ("layers", "decades"),
+    [
+        ([layer(8.0, 4.0)], 1),
+        ([layer(8.0), layer(1.0, 0.02)], 2),
+        ([layer(8.0, dense=[8.0, 0.005])], MOST_DECADES),  # 3.2
+        ([layer(1.0, dense=[1.0, 1e-9])], MOST_DECADES),
+        ([layer(1.0, 0.0)], 1),
+    ],
+)
+def test_one_scale_of_singular_values_serves_all_layers(layers, decades):
+    assert [chart.decades for chart in spectrum_charts(layers)] == [decades] * len(layers)
+
+
+def test_a_layer_without_singular_values_is_not_drawn():
+    unknown = {"name": "x", "sigma_max": 1.0, "sigma_min": 0.5}
+    first, second, third = spectrum_charts([unknown, layer(0.0), layer(2.0, 1.0)])
+    assert first is second is None
+    assert list(third.spectra) == ["compressed"]
+
+
+def drawings(html):
+    return [attributes for tag, attributes in Page.parse(html).tags if tag == "svg"]
+
+
+def test_singular_values_of_both_models_are_drawn_beside_those_of_the_layer_and_told_in_words():
+    report = report_with()
+    html = render_html(report)
+    factorised = [one for one in report["layers"] if one["scheme"] != "dense"]
+    assert len(drawings(html)) == len(factorised) > 1
+    for one, drawn in zip(factorised, drawings(html), strict=True):
+        (cells,) = rows(html, one["name"])
+        (cell,) = [cell for cell in cells if "<svg" in cell]
+        assert cell.startswith(f"{one['sigma_min']:.3g} to {one['sigma_max']:.3g}")
+        assert re.findall(r'<polyline class="(\w+)"', cell) == ["baseline", "compressed"]
+        assert drawn["role"] == "img"
+        (first, last), before = ([value for _, value in one["spectrum"]], one["dense_spectrum"])
+        count = one["ranks"][0]
+        assert drawn["aria-label"] == (
+            f"Singular values of {one['name']}. "
+            f"baseline: σ1 = {before[0][1]:.3g} to σ{3 * count} = {before[-1][1]:.3g}; "
+            f"compressed: σ1 = {first:.3g} to σ{count + 1} = {last:.3g}."
+        )
+        assert f"<title>{drawn['aria-label']}</title>" in cell
+    assert "The curves are the singular values" in Page.parse(html).text
+
+
+def test_a_report_of_an_older_version_has_no_curves_of_singular_values_and_says_nothing_of_them():
+    html = render_html(load_report(OLD_REPORT) | {"evaluations": []})
+    assert drawings(html) == []
+    assert "The curves are" not in html
 
 
 def test_a_model_that_was_tried_and_lost_next_to_nothing_lost_no_negative_zero():

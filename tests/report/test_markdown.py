@@ -61,6 +61,13 @@ def test_long_tables_say_what_they_leave_out():
     assert "… and 50 more rows" in text
 
 
+def test_nothing_is_drawn_nor_said_to_be():
+    text = render_markdown(report_with())
+    assert "σ\\_r to σ₁" in text
+    assert "svg" not in text
+    assert "curves" not in text
+
+
 def test_a_report_that_is_too_long_is_cut_below_the_limit_and_says_so():
     report = report_with(*[rich_evaluation(command="x" * 300_000) for _ in range(5)])
     text = render_markdown(report)

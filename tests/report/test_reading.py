@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 from report_values import OLD_REPORT, plain_evaluation, report_with, rich_evaluation
@@ -120,7 +121,17 @@ def without(layers, key):
     return [{name: value for name, value in layer.items() if name != key} for layer in layers]
 
 
+def factorised(report):
+    return next(layer for layer in report["layers"] if layer["scheme"] != "dense")
+
+
 REPORTS = {
+    "singular values that rise": lambda one: factorised(one)["dense_spectrum"].append([999, 50.0]),
+    "singular values not in order": lambda one: factorised(one)["dense_spectrum"].append([2, 0.0]),
+    "singular values without the first": lambda one: factorised(one)["dense_spectrum"].pop(0),
+    "endless singular values": lambda one: factorised(one)["dense_spectrum"].__setitem__(0, [1, math.inf]),
+    "singular values of others": lambda one: factorised(one).update(sigma_max=99.0),
+    "singular values that go on": lambda one: factorised(one)["spectrum"].append([999, 0.0]),
     "a layer without ranks": lambda one: one.update(layers=without(one["layers"], "ranks")),
     "a layer without weights": lambda one: one["layers"][0].update(dense_shape=[0, 4]),
     "a log of no training": lambda one: one["recipe"].pop("fine_tuning"),

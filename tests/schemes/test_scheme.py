@@ -8,7 +8,8 @@ from networks import ALL_LAYERS, CONVOLUTIONS, example_input, relative_differenc
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrcompress.schemes import SCHEMES, Call, count_positions
+from lrcompress.nn import weight_matrices
+from lrcompress.schemes import SCHEMES, Call, Metric, count_positions
 from lrcompress.schemes.scheme import channels, dense_macs, dense_parameters
 
 LAYERS = ALL_LAYERS | {
@@ -199,6 +200,31 @@ def test_layers_of_fewer_digits_are_as_exact_as_these(make, scheme):
             assert low_rank.weight.dtype == dtype
             made = relative_difference(low_rank.weight, layer.weight)
             assert made == pytest.approx(float(squared.sqrt()), abs=tolerance)
+
+
+@every_case
+def test_the_spectrum_of_the_dense_layer_is_that_of_the_low_rank_one_of_full_rank(make, scheme):
+    layer = make()
+    decomposition = scheme.decompose(layer)
+    found, in_passing = scheme.dense_spectrum(layer), decomposition.dense_spectrum()
+    sigma = scheme.spectrum(filled(layer, scheme, decomposition, scheme.largest_ranks(layer)))
+    assert found.dtype == in_passing.dtype == torch.float64
+    assert len(found) == len(in_passing) == sum(min(one.shape) for one in scheme.truncated_matrices(layer))
+    assert float(found.norm()) == pytest.approx(
+        float(layer.weight.detach().norm())
+    )  # an unfolding has every weight once
+    for values in (found, in_passing):
+        assert (values[:-1] >= values[1:]).all()
+        assert torch.allclose(values, sigma[: len(values)], atol=1e-7 * float(sigma[0]))
+    assert (sigma[len(found) :] < 1e-7 * sigma[0]).all()
+
+
+@every_case
+def test_in_the_metric_of_images_no_spectrum_of_the_weight_is_found_in_passing(make, scheme):
+    layer = make()
+    outputs = [matrix @ matrix.T for matrix in weight_matrices(layer)]
+    inputs = torch.eye(weight_matrices(layer).shape[2], dtype=torch.float64)
+    assert scheme.decompose(layer, Metric(torch.stack(outputs), inputs)).dense_spectrum() is None
 
 
 @every_case

@@ -44,7 +44,7 @@ from lrcompress.robustness.iterated import IteratedAttack, run_stream
 from lrcompress.robustness.pgd import Pgd
 from lrcompress.robustness.square import Square
 
-COMPARED, STEPS, QUERIES = 200, 100, 5000
+COMPARED, STEPS, QUERIES = 200, 100, 1000
 ADVERSARIAL: dict[str, Any] = {"adversarial": "fgsm-rs", "adversarial_eps": 8 / 255, "epochs": 4, "lr": 5e-4}
 SPEED_EPS = tuple(value / 255 for value in (1, 2, 4, 8))
 SPEED_IMAGES, ROUNDS = 256, 3

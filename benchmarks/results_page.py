@@ -448,12 +448,12 @@ def attack_section() -> str:
     return f"""## The attacks
 
 `python benchmarks/attack.py crosscheck`: images that withstand, ours / those of the package `pyautoattack`, with as
-many steps ({cross["steps"]}) and queries ({cross["queries"]:,}); of {cross["compared"]} test images those that the
-network knows.
+many steps ({cross["steps"]}) and queries ({cross["queries"]:,}), of the given number of images that the network knows.
 
 {table(["network", "ε", "images", "APGD-CE", "targeted APGD", "Square"], rows)}
 
-The largest difference is {cross["autoattack_max_difference"]}.
+The largest difference is {cross["autoattack_max_difference"]}, in Square, which draws at random: there the package
+draws the same squares for all images of a batch, ours others for each.
 
 {circumstances(cross)}
 

@@ -461,7 +461,7 @@ draws the same squares for all images of a batch, ours others for each.
 {speed["images"]} images, timed in turn, median of {speed["rounds"]} rounds (range): how many times as fast the engine
 is as foolbox used as its documentation has it, the parameters not frozen and every image attacked at every radius; and
 how long it takes against nothing but the forward and backward passes that it needs. The gain depends on how many images
-leave early, and on what the gradients of the weights cost.
+leave early, and on what the gradients of the weights cost. Where a range is wide, other work was in the way.
 
 {table(["network", "robust, ours", "robust, foolbox", "times as fast", "of the bare passes"], timed)}
 

@@ -128,6 +128,22 @@ def rich_evaluation(**changes: Any) -> dict[str, Any]:
     return copy.deepcopy(values | changes)
 
 
+def norm(value: float, size: list[int], *, converged: bool = True) -> dict[str, Any]:
+    """Returns the operator norm of one layer in one model."""
+    return {"norm": value, "converged": converged, "iterations": 20, "input_size": size}
+
+
+NORMS = {
+    "seed": 0, "tolerance": 1e-6, "most_iterations": 1000, "vacuous_log10_product_ratio": -0.301,
+    "command": "lrcompress inspect out.safetensors --operator-norms",
+    "layers": [
+        {"name": "stem", "baseline": norm(2.5, [3, 8, 8]), "compressed": norm(1.25, [3, 8, 8], converged=False)},
+        {"name": "head", "baseline": norm(0.0, [12]), "compressed": norm(3.0, [12])},
+        {"name": "late", "compressed": norm(1.5, [12])}, {"name": "never"},
+    ],
+}  # fmt: skip
+
+
 def with_spectra(layer: dict[str, Any]) -> dict[str, Any]:
     """Returns the record of a layer with singular values, if it is factorised: three times as many before."""
     if "ranks" not in layer:

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lrcompress.cli.console import explain_errors, print_json, print_lines, stderr
-from lrcompress.cli.options import JsonOption, load_options, with_options
+from lrcompress.cli.console import (
+    explain_errors,
+    follow_progress,
+    print_json,
+    print_lines,
+    stderr,
+    typed_command,
+)
+from lrcompress.cli.options import BaselineOption, JsonOption, load_options, with_options
+from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
@@ -25,26 +33,47 @@ def inspect(
         ),
     ],
     options: "LoadOptions",
+    operator_norms: Annotated[
+        bool,
+        typer.Option(
+            "--operator-norms",
+            help="Measure the spectral norm of each layer as a linear operator on its real input size, by power "
+            "iteration: a lower bound. Of a compressed file and its original, whose report they are added to.",
+        ),
+    ] = False,
+    baseline: BaselineOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a file.
 
     Of a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense. Of a fine-tuning that
-    has not ended: how far it is, what it has reached, and how it goes on.
+    has not ended: how far it is, what it has reached, and how it goes on. Only --operator-norms builds the network of a
+    compressed file, and writes: into its report.
 
     \b
     Examples:
       lrcompress inspect out.safetensors
       lrcompress inspect resnet50.pt --json
       lrcompress inspect out.unfinished.pt
+      lrcompress inspect out.safetensors --operator-norms --baseline resnet50.pt
     """
     from lrcompress.artifact import is_artifact
     from lrcompress.pipeline import describe_unfinished, is_unfinished
 
-    if is_unfinished(Path(file)):
+    unfinished, compressed = is_unfinished(Path(file)), is_artifact(Path(file))
+    if operator_norms and unfinished:
+        raise OptionError("an unfinished run has no model to measure yet", hint="let it go on with --resume")
+    if baseline is not None and not (operator_norms and compressed):
+        raise OptionError("--baseline is for --operator-norms of a compressed file", hint="leave out --baseline")
+    if unfinished:
         _tell_unfinished(describe_unfinished(Path(file)), as_json=as_json)
         return
-    values = _describe_artifact(Path(file)) if is_artifact(Path(file)) else _describe_checkpoint(file, options)
+    if compressed:
+        values = _describe_artifact(Path(file))
+        if operator_norms:
+            values["operator_norms"] = _add_norms(Path(file), baseline, options.arch)
+    else:
+        values = _describe_checkpoint(file, options, operator_norms=operator_norms)
     if as_json:
         print_json(values)
         return
@@ -61,6 +90,31 @@ def inspect(
         ("layer", "kind", "weight", "scheme", "ranks", "error", "kappa", "why dense"),
         [_row(layer) for layer in values["layers"]],
     )
+    if operator_norms:
+        _tell_norms(values["operator_norms"])
+
+
+def _add_norms(path: Path, baseline: str | None, arch: str | None) -> dict[str, Any]:
+    """Adds the operator norms to an artifact's report, and returns them."""
+    from lrcompress.pipeline import add_operator_norms
+    from lrcompress.report import report_paths
+
+    command = typed_command()
+    with follow_progress() as observer:
+        report = add_operator_norms(path, baseline=baseline, arch=arch, command=command, observer=observer)
+    stderr().print(f"report: {report_paths(path)[1]}", markup=False)
+    return {key: value for key, value in report["operator_norms"].items() if key != "command"}
+
+
+def _tell_norms(values: dict[str, Any]) -> None:
+    from lrcompress.report import operator_norm_rows, product_sentence
+
+    columns, rows = operator_norm_rows(values)
+    typer.echo("")
+    typer.echo("operator norms, lower bounds:")
+    print_lines(columns, [[cell.replace("×", "x").replace("–", "-") for cell in row] for row in rows])
+    if sentence := product_sentence(values):
+        typer.echo(sentence)
 
 
 def _tell_unfinished(values: dict[str, Any], *, as_json: bool) -> None:
@@ -100,14 +154,18 @@ def _describe_artifact(path: Path) -> dict[str, Any]:
     return {"kind": "artifact", **json.loads(manifest.dumps()), **cost}
 
 
-def _describe_checkpoint(file: str, options: "LoadOptions") -> dict[str, Any]:
+def _describe_checkpoint(file: str, options: "LoadOptions", *, operator_norms: bool) -> dict[str, Any]:
     from lrcompress.checkpoint import load_checkpoint
     from lrcompress.measure import count_macs, count_parameters
+    from lrcompress.pipeline import checkpoint_operator_norms
     from lrcompress.plan import find_layers
 
     loaded = load_checkpoint(file, options)
     stderr().print(loaded.describe(), markup=False)
-    size = loaded.preprocessing.input_size
+    size, norms = loaded.preprocessing.input_size, {}
+    if operator_norms:
+        with follow_progress() as observer:
+            norms = {"operator_norms": checkpoint_operator_norms(loaded, observer=observer)}
     return {
         "kind": "checkpoint",
         "architecture": asdict(loaded.architecture),
@@ -126,6 +184,7 @@ def _describe_checkpoint(file: str, options: "LoadOptions") -> dict[str, Any]:
             }
             for layer in find_layers(loaded.model, size)
         ],
+        **norms,
     }
 
 

@@ -5,6 +5,7 @@ from lrcompress.pipeline.compression import compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.fine_tuning import starting_policy
 from lrcompress.pipeline.observer import Observer
+from lrcompress.pipeline.operator_norms import add_operator_norms, checkpoint_operator_norms
 from lrcompress.pipeline.options import CompressOptions
 from lrcompress.pipeline.planning import LayerOptions, plan_loaded
 from lrcompress.pipeline.processes import joined_processes
@@ -17,6 +18,8 @@ __all__ = [
     "LayerOptions",
     "MaxDrop",
     "Observer",
+    "add_operator_norms",
+    "checkpoint_operator_norms",
     "compress",
     "describe_unfinished",
     "evaluate",

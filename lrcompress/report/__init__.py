@@ -1,13 +1,20 @@
 """Stage 7: the values of all stages become documents."""
 
 from lrcompress.report.comparison import compare_reports, comparison_rows
-from lrcompress.report.document import build_report, report_paths, with_evaluation, with_gates
+from lrcompress.report.document import (
+    build_report,
+    report_paths,
+    with_evaluation,
+    with_gates,
+    with_operator_norms,
+)
 from lrcompress.report.evaluation_parts import ordered_attacks, share_cell, tables_beside
 from lrcompress.report.gates import Gate, GatePolicy, exit_code, judge, outcome_sentence, parse_gate
 from lrcompress.report.html import render_html
 from lrcompress.report.junit import render_junit
 from lrcompress.report.markdown import render_markdown
 from lrcompress.report.model_card import render_model_card
+from lrcompress.report.operator_norms import compare_operator_norms, operator_norm_rows, product_sentence
 from lrcompress.report.reading import load_report, read_report
 from lrcompress.report.render import FORMATS, document_path, render_documents, render_report
 from lrcompress.report.schema import find_fault, report_schema
@@ -22,6 +29,7 @@ __all__ = [
     "GatePolicy",
     "accuracy_sentences",
     "build_report",
+    "compare_operator_norms",
     "compare_reports",
     "comparison_rows",
     "document_path",
@@ -30,10 +38,12 @@ __all__ = [
     "find_fault",
     "judge",
     "load_report",
+    "operator_norm_rows",
     "ordered_attacks",
     "outcome_sentence",
     "paper_sentences",
     "parse_gate",
+    "product_sentence",
     "radius",
     "radius_of",
     "read_report",
@@ -50,4 +60,5 @@ __all__ = [
     "verdict",
     "with_evaluation",
     "with_gates",
+    "with_operator_norms",
 ]

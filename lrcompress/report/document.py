@@ -79,6 +79,11 @@ def with_evaluation(report: Mapping[str, Any], evaluation: Evaluation, *, comman
     return updated | {"verdict": verdict(updated)}
 
 
+def with_operator_norms(report: Mapping[str, Any], norms: Mapping[str, Any], *, command: str) -> dict[str, Any]:
+    """Returns the report with operator norms, see `compare_operator_norms`, in the place of those before."""
+    return {**report, "operator_norms": {**norms, "command": command}}
+
+
 def with_gates(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the report with the outcomes of gates in the place of those before."""
     updated = {**report, "gates": [dict(outcome) for outcome in outcomes]}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrcompress.report.evaluation_parts import evaluation_section, figure, percent, settings_text
+from lrcompress.report.operator_norms import operator_norm_section
 from lrcompress.report.parts import Command, Note, Part, Section, SpectrumChart, Table
 from lrcompress.report.tuning import augmentation_settings, effective_settings
 from lrcompress.report.words import points
@@ -29,12 +30,14 @@ def title(report: Mapping[str, Any]) -> str:
 
 
 def report_sections(report: Mapping[str, Any]) -> list[Section]:
-    """Returns all sections after the verdict: gates, size, evaluations, layers, training, and how it was made."""
+    """Returns all sections after the verdict: gates, size, evaluations, layers, norms, training, how it was made."""
     sections = [Section("Gates", [gate_table(report["gates"])])] if report["gates"] else []
     sections.append(Section("Size and speed", _size(report)))
     sections += [evaluation_section(evaluation) for evaluation in report["evaluations"]]
     sections.append(Section("Factorised layers", [_factorised(report)]))
     sections.append(Section("Layers left dense", [_dense(report)]))
+    if "operator_norms" in report:
+        sections.append(operator_norm_section(report["operator_norms"]))
     if report["training_log"]:
         sections.append(Section("Fine-tuning", [_training(report)]))
     return [*sections, Section("How it was made", [_recipe(report)])]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from checkpoint_files import write_zip
 from command import assert_refused, run
 from interrupted import PLACE, interrupted
-from workshop import INPUT_OPTIONS
+from workshop import INPUT_OPTIONS, listing, make_network, report_of
 
-from lrcompress.artifact import read_manifest
+from lrcompress.artifact import load_artifact, read_manifest
+from lrcompress.report import load_report
 
 
 def test_an_artifact_is_told_without_running_its_factory(shop):
@@ -85,6 +87,72 @@ def test_ranks_of_several_modes_stand_in_one_column(shop):
     assert row[:5] == ["blocks.0.attn.qkv", "Linear", "192x64", "split", "3,3,3"]
 
 
+ARCH = ("--arch", "net.py:build")
+
+
+def test_operator_norms_of_both_models_are_told_and_added_to_the_report(shop, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["lrcompress", "inspect", "tuned.safetensors", "--operator-norms", *ARCH])
+    before = report_of(shop / "tuned.safetensors")
+    result = run("inspect", "tuned.safetensors", "--operator-norms", *ARCH)
+    assert result.exit_code == 0, result.stderr
+    _, layers, norms = result.stdout.split("\n\n")
+    assert layers.splitlines()[0].startswith("layer")
+    title, columns, *rows, product = norms.splitlines()
+    assert title == "operator norms, lower bounds:"
+    assert columns.split() == ["layer", "input", "uncompressed", "compressed", "ratio"]
+    assert [row.split()[:2] for row in rows] == [["1", "30"], ["3", "32"], ["5", "32"], ["7", "32"]]
+    assert product.startswith("Vacuous: the product of these norms is 10^")
+    after = report_of(shop / "tuned.safetensors")
+    assert {key: value for key, value in after.items() if key != "operator_norms"} == before
+    added = after["operator_norms"]
+    assert added["command"] == "lrcompress inspect tuned.safetensors --operator-norms --arch net.py:build"
+    shipped, dense = load_artifact(shop / "tuned.safetensors", arch=ARCH[1]).model, make_network()
+    for layer in added["layers"]:
+        for role, model in (("baseline", dense), ("compressed", shipped)):
+            sigma = torch.linalg.svdvals(model.get_submodule(layer["name"]).weight.detach().double())
+            assert layer[role]["norm"] == pytest.approx(float(sigma[0]), rel=1e-3)
+    assert "Operator norms" in (shop / "tuned.report.html").read_text()
+    assert "report: tuned.report.html" in result.stderr
+
+
+def test_operator_norms_are_told_as_json_and_without_a_baseline_of_the_compressed_model_alone(shop):
+    (shop / "w.pt").unlink()
+    (shop / "out.report.json").unlink()
+    result = run("inspect", "out.safetensors", "--operator-norms", "--json", *ARCH)
+    values = json.loads(result.stdout)["operator_norms"]
+    assert [set(layer) for layer in values["layers"]] == [{"name", "compressed"}] * 4
+    assert values["vacuous_log10_product_ratio"] is None
+    assert "command" not in values
+    assert "no baseline, the compressed model is measured alone" in result.stderr
+    assert load_report(shop / "out.report.json")["operator_norms"]["layers"] == values["layers"]
+
+
+def test_the_baseline_of_operator_norms_can_be_named(shop):
+    (shop / "w.pt").rename(shop / "elsewhere.pt")
+    result = run("inspect", "out.safetensors", "--operator-norms", "--baseline", "elsewhere.pt", "--json", *ARCH)
+    assert "baseline" in json.loads(result.stdout)["operator_norms"]["layers"][0]
+    refused = run("inspect", "out.safetensors", "--operator-norms", "--baseline", "nowhere.pt", *ARCH)
+    assert_refused(refused, "no checkpoint at `nowhere.pt`")
+
+
+def test_operator_norms_of_a_checkpoint_are_told_and_nothing_is_written(shop):
+    before = listing(shop)
+    arguments = ("inspect", "w.pt", *ARCH, *INPUT_OPTIONS, "--operator-norms")
+    values = json.loads(run(*arguments, "--json").stdout)["operator_norms"]
+    assert [layer["name"] for layer in values["layers"]] == ["1", "3", "5", "7"]
+    assert values["layers"][1]["baseline"]["norm"] == pytest.approx(4, rel=1e-5)
+    assert "operator norms, lower bounds:\nlayer  input  uncompressed\n" in run(*arguments).stdout
+    assert listing(shop) == before
+
+
+def test_operator_norms_need_the_network_and_are_refused_where_there_is_none(shop):
+    before = listing(shop)
+    assert_refused(run("inspect", "out.safetensors", "--operator-norms"), "code that is not run unasked", "--arch")
+    for arguments in (("out.safetensors",), ("w.pt", "--operator-norms")):
+        assert_refused(run("inspect", *arguments, "--baseline", "w.pt"), "--baseline is for --operator-norms")
+    assert listing(shop) == before
+
+
 @pytest.fixture
 def stopped(shop, monkeypatch):
     """The folder with small.unfinished.pt, of a run of six steps that was stopped after its fourth, and its command."""
@@ -135,6 +203,10 @@ def test_a_run_whose_training_is_over_is_told_as_such(stopped, monkeypatch):
     assert_refused(result, "interrupted", "--resume goes on with measuring")
     told = run("inspect", "small.unfinished.pt").stdout
     assert "step: 6 of 6 (the training is over, the result is not written)\nepoch: 2\n" in told
+
+
+def test_the_state_of_a_run_has_no_operator_norms(stopped):
+    assert_refused(run("inspect", "small.unfinished.pt", "--operator-norms"), "has no model to measure", "--resume")
 
 
 def test_a_damaged_state_of_a_run_is_refused(shop):

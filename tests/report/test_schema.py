@@ -5,13 +5,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from report_values import OLD_REPORT, paper_evaluation, plain_evaluation, report_with, rich_evaluation
+from report_values import NORMS, OLD_REPORT, paper_evaluation, plain_evaluation, report_with, rich_evaluation
 
 from lrcompress.errors import ReportError
 from lrcompress.report import FORMATS, find_fault, load_report, render_report, report_schema
 
 VALIDATOR = jsonschema.Draft202012Validator(report_schema())
-RICH = report_with(plain_evaluation(), rich_evaluation(), paper_evaluation())
+RICH = report_with(plain_evaluation(), rich_evaluation(), paper_evaluation(), operator_norms=NORMS)
 
 
 def test_the_schema_is_a_schema():
@@ -98,10 +98,14 @@ def test_a_damaged_report_is_refused_or_rendered_but_never_fails_otherwise(kind,
     assert all(error.hint and "\n" not in error.message for error in refused)
 
 
+def schema_of(name):
+    return report_schema()["$defs"][name]
+
+
 def test_every_key_of_reports_and_evaluations_is_in_the_reference():
     page = (Path(__file__).parents[2] / "docs" / "reference" / "report.md").read_text()
     keys = [*report_schema()["properties"], *report_schema()["$defs"]["evaluation"]["properties"]]
-    keys += report_schema()["$defs"]["gate"]["properties"]
+    keys += [key for name in ("gate", "operator_norms", "operator_norm") for key in schema_of(name)["properties"]]
     assert [key for key in keys if f"`{key}`" not in page] == []
 
 

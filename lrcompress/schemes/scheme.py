@@ -147,8 +147,15 @@ def channels(layer: PlainLayer) -> tuple[int, int, int]:
 
 
 def build_like(layer: PlainLayer, kind: type[LayerT], *args: Any, **kwargs: Any) -> LayerT:
-    """Returns a module on the layer's device and of its type, its values not set: drawing them would take longer."""
-    return kind(*args, **kwargs, device="meta", dtype=layer.weight.dtype).to_empty(device=layer.weight.device)
+    """Returns a module on the layer's device and of its type, its weights not set: drawing them would take longer.
+
+    Biases are zero.
+    """
+    built = kind(*args, **kwargs, device="meta", dtype=layer.weight.dtype).to_empty(device=layer.weight.device)
+    for parameter in built.parameters():
+        if parameter.ndim == 1:
+            nn.init.zeros_(parameter)
+    return built
 
 
 def one_mode(count: int) -> Int[Tensor, "k 1"]:

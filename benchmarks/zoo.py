@@ -45,7 +45,7 @@ from lrcompress.errors import OptionError
 from lrcompress.factorize import describe_layers, factorize
 from lrcompress.measure import count_parameters, run_without_values
 from lrcompress.models import Architecture, build_model, default_preprocessing, known_architectures
-from lrcompress.nn import PlainLayer, expose_, replace_module_, twin
+from lrcompress.nn import LowRankLayer, PlainLayer, expose_, replace_module_, twin
 from lrcompress.plan import Budget, CompressionPlan, Decomposer, FullRank, Smallest, find_layers, make_plan
 from lrcompress.schemes import Decomposition, Scheme, find_scheme
 
@@ -60,10 +60,11 @@ KEPT_BYTES = 6 * 2**30
 
 
 class SharingDecomposer(Decomposer):
-    """Decomposes layers with equal weights once."""
+    """Decomposes and fills layers with equal weights once."""
 
     def __init__(self) -> None:
         super().__init__(kept_bytes=KEPT_BYTES)
+        self._filled: dict[tuple[Any, ...], tuple[PlainLayer, LowRankLayer]] = {}
         self._shared: dict[tuple[Any, ...], tuple[PlainLayer, Decomposition]] = {}
         self._locks: dict[tuple[Any, ...], threading.Lock] = collections.defaultdict(threading.Lock)
 
@@ -73,6 +74,12 @@ class SharingDecomposer(Decomposer):
             if key not in self._shared or not torch.equal(self._shared[key][0].weight, layer.weight):
                 self._shared[key] = layer, super().decompose(name, layer, scheme)
             return copy.copy(self._shared[key][1])  # each is cut to the ranks of its own layer
+
+    def low_rank_layer(self, name: str, layer: PlainLayer, scheme: str, ranks: tuple[int, ...]) -> LowRankLayer:
+        key = scheme, ranks, layer.extra_repr(), tuple(layer.weight.shape)
+        if key not in self._filled or not torch.equal(self._filled[key][0].weight, layer.weight):
+            self._filled[key] = layer, super().low_rank_layer(name, layer, scheme, ranks)
+        return copy.deepcopy(self._filled[key][1])
 
 
 def share_weights_(model: nn.Module) -> None:

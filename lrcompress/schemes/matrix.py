@@ -61,8 +61,8 @@ class MatrixDecomposition(Decomposition):
             two_factors(W, basis.basis[:, : ranks[0]], of_outputs=basis.of_outputs)
             for W, basis in zip(weight_matrices(self.layer), self.bases, strict=True)
         ]
-        expand = torch.stack([pair[0] for pair in pairs])  # group, output, rank
-        reduce = torch.stack([pair[1] for pair in pairs])  # group, rank, input × kernel
+        expand = _stack([pair[0] for pair in pairs])  # group, output, rank
+        reduce = _stack([pair[1] for pair in pairs])  # group, rank, input × kernel
         with torch.no_grad():
             low_rank.expand.weight.copy_(expand.reshape(low_rank.expand.weight.shape))
             if isinstance(low_rank, MatrixConv) and low_rank.transposed:
@@ -129,6 +129,11 @@ class Matrix(Scheme):
             reduce = reduce.unflatten(0, (groups, -1)).flatten(2)
         expand = low_rank.expand.weight.flatten(1).unflatten(0, (groups, -1))
         return merge_spectra([product_spectrum(left, right) for left, right in zip(expand, reduce, strict=True)])
+
+
+def _stack(parts: list[Float[Tensor, "m n"]]) -> Float[Tensor, "g m n"]:
+    """Returns the groups' matrices as one tensor, a view where there is only one group."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def _in_type(basis: PrincipalBasis, dtype: torch.dtype) -> PrincipalBasis:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lrcompress.measure import eval_mode
 
 MANY_TIMES = 10.0  # what the loss of the first step is multiplied by when training is said to diverge
+LOWER = "lower --lr or --beta"
 RECENT = 5  # steps whose mean loss is looked at: a single batch may be an odd one
 
 
@@ -50,6 +51,27 @@ def is_guessing(accuracy: float, *, images: int, classes: int) -> bool:
     return accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
+def doubt_lengths(images: int, *, batch: int, cycle: int, adaptive: int, steps: int) -> list[str]:
+    """Returns what makes the lengths of a run doubtful, a sentence each.
+
+    Args:
+        images: that are trained on.
+        batch: images of a step.
+        cycle: steps between two truncations, 0 without low-rank layers.
+        adaptive: steps before ranks and bases are frozen.
+        steps: of the run.
+    """
+    doubts = []
+    if batch > images:
+        doubts.append(f"a batch of {batch} is more than the {images} training images: each epoch is a single step")
+    if adaptive < cycle:
+        doubts.append(
+            f"only {adaptive} of {steps} steps come before ranks and bases are frozen, a cycle has {cycle}: "
+            "they hardly adapt; train longer, or lower the coefficient steps"
+        )
+    return doubts
+
+
 class LossWatch:
     """Notices a loss that has risen to many times that of the first step, and beyond that of guessing.
 
@@ -74,7 +96,7 @@ class LossWatch:
         self.told = True
         return (
             f"the loss has risen from {self.first:.4g} to {mean:.4g} by step {step} of {steps}: training diverges; "
-            "lower --lr or --beta"
+            + LOWER
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, count_training_batches, iterate_training_batches
-from lrcompress.dlrt.diagnosis import LossWatch, find_not_finite, find_not_finite_value
+from lrcompress.dlrt.batch import train_on_batch_
+from lrcompress.dlrt.diagnosis import LOWER, LossWatch, doubt_lengths, find_not_finite_value
 from lrcompress.dlrt.distributed import agree, total, world
 from lrcompress.dlrt.held_out import HeldOut, divide_images
 from lrcompress.dlrt.log import EpochRecord, FineTuning, TrainingProgress, describe_cores
-from lrcompress.dlrt.losses import Objective, check_labels
+from lrcompress.dlrt.losses import Objective
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.ranks import Circumstances
 from lrcompress.dlrt.schedule import Schedule
@@ -153,7 +154,13 @@ class _Run:
         self, save: Callable[[State], bool | None], resume: State | None, is_stopped: Callable[[], bool]
     ) -> FineTuning:
         if resume is None:
-            for doubt in self._doubts():
+            for doubt in doubt_lengths(
+                len(self.images),
+                batch=self.options.batch_size,
+                cycle=self.options.dlrt.coefficient_steps + 1 if self.dlrt.layers else 0,
+                adaptive=self.schedule.frozen_from,
+                steps=self.steps,
+            ):
                 self._warn_(doubt)
             self._evaluate_(epoch=0, loss=None)
         else:
@@ -260,65 +267,33 @@ class _Run:
             self._freeze_()
         if self.annealing is not None:
             self.dlrt.ranks.policy = self.annealing.policy(position)
-        # Of the step alone, so that a resumed run draws what an uninterrupted one does.
-        seed = (self.options.seed * 1_000_003 + self.step) % 2**62
-        torch.manual_seed(seed + world()[0])
-        check_labels(labels, self.classes)
-        self.model.train()
         for group in self.dlrt.inner.param_groups:
             group["lr"] = self.options.dlrt.peak_lr * self.schedule.lr_factor(position)
-        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-        labels = labels.to(self.device)
-        images = round(total(len(pixels), self.device))
-        first, whole = images * world()[0] // world()[1], images / world()[1]
-        self.dlrt.zero_grad()
-        mean = 0.0
-        # As many on all processes, and no part of one image: batch norm cannot train on it.
-        parts = max(1, min(self.options.accumulate, int(whole) // 2))
-        for some, wanted in zip(pixels.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            loss = self.objective(some, wanted, seed=seed, place=(first, images))
-            first += len(some)
-            # Before it is used: the bases and the optimiser's state must not be made of it.
-            if not math.isfinite(value := total(float(loss.detach()), self.device)):
-                raise self._diverged(f"the loss is {value}", some)
-            (loss * (len(some) / whole)).backward()
-            mean += float(loss.detach()) * len(some) / whole
-        penalty = self.dlrt.penalty()
-        if penalty.requires_grad:
-            penalty.backward()
         try:
-            self.dlrt.step()
+            loss = train_on_batch_(
+                self.model,
+                self.dlrt,
+                self.objective,
+                pixels,
+                labels,
+                classes=self.classes,
+                accumulate=self.options.accumulate,
+                # Of the step alone, so that a resumed run draws what an uninterrupted one does.
+                seed=(self.options.seed * 1_000_003 + self.step) % 2**62,
+            )
         except TrainingError as error:
             raise TrainingError(f"{error.message} in step {self.step + 1} of {self.steps}", hint=error.hint) from error
         if self.dlrt.position == 0:
             self.parameters = count_shipped_parameters(self.model)
-        return total(mean, self.device) / world()[1]
-
-    def _diverged(self, what: str, pixels: Tensor | None = None) -> TrainingError:
-        where = "" if pixels is None else find_not_finite(self.model, pixels)
-        return TrainingError(f"{what}{where} in step {self.step + 1} of {self.steps}", hint="lower --lr or --beta")
+        return loss
 
     def _check_values(self) -> None:
         """Raises an error that names what has overflowed though the loss is finite, as a running variance can."""
         if name := find_not_finite_value(self.model):
             raise TrainingError(
                 f"training has diverged: `{name}` is not finite after step {self.step} of {self.steps}",
-                hint="lower --lr or --beta",
+                hint=LOWER,
             )
-
-    def _doubts(self) -> list[str]:
-        """Returns what makes the settings doubtful for so many images."""
-        batch, images, cycle = self.options.batch_size, len(self.images), self.options.dlrt.coefficient_steps + 1
-        doubts = []
-        if batch > images:
-            doubts.append(f"a batch of {batch} is more than the {images} training images: each epoch is a single step")
-        adaptive = self.schedule.frozen_from
-        if adaptive < cycle and self.dlrt.layers:
-            doubts.append(
-                f"only {adaptive} of {self.steps} steps come before ranks and bases are frozen, a cycle has {cycle}: "
-                "they hardly adapt; train longer, or lower the coefficient steps"
-            )
-        return doubts
 
     def _warn_(self, message: str) -> None:
         if message:
@@ -350,7 +325,8 @@ class _Run:
             accuracy = self.held_out.accuracy(self.model)
             robust = self.held_out.robust_accuracy(self.model)
         except EvaluationError as error:  # the last step of an epoch may have made the weights infinite
-            raise self._diverged("the network's answers are not finite") from error
+            what = f"the network's answers are not finite after step {self.step} of {self.steps}"
+            raise TrainingError(what, hint=LOWER) from error
         frozen = self.dlrt.frozen and self.step > 0
         cores = describe_cores(self.dlrt)
         record = EpochRecord(epoch, loss, accuracy, robust, self.dlrt.current_ranks(), self.parameters, frozen, cores)

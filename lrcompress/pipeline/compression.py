@@ -4,7 +4,6 @@ import fnmatch
 import functools
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,20 @@ from lrcompress.artifact import (
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, file_sha256, find_weights, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, find_weights, load_checkpoint
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import agree, world
-from lrcompress.errors import DataError, OptionError, OutputError, SearchError
+from lrcompress.errors import OptionError, OutputError, SearchError
 from lrcompress.factorize import describe_layers, factorize, layer_spectra, shipped_spectra
 from lrcompress.measure import count_macs, measure_latency
 from lrcompress.models import PixelModel, is_hub_name
 from lrcompress.pipeline.fine_tuning import FineTuned, begin_training, fine_tune_loaded, starting_policy
+from lrcompress.pipeline.given_plan import load_for_plan, prepare_given_plan
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.manifest import describe_recipe, describe_result
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.options import CompressOptions
-from lrcompress.pipeline.planning import calibrate_loaded, draw_calibration, plan_loaded
+from lrcompress.pipeline.planning import plan_loaded
 from lrcompress.pipeline.plausibility import check_plausible
 from lrcompress.pipeline.processes import check_processes
 from lrcompress.pipeline.run_settings import found_settings, option_settings
@@ -41,15 +41,7 @@ from lrcompress.pipeline.unfinished import (
     telling_how_to_go_on,
     unfinished_path,
 )
-from lrcompress.plan import (
-    Calibration,
-    CompressionPlan,
-    Decomposer,
-    TrainingStart,
-    check_plan,
-    check_source,
-    find_layers,
-)
+from lrcompress.plan import CompressionPlan, Decomposer, TrainingStart
 from lrcompress.report import build_report, render_documents, report_paths, with_evaluation
 from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models
 
@@ -196,35 +188,15 @@ def _check_resumed(
 
 
 def _load(source: str, options: CompressOptions) -> LoadedModel:
-    """Returns the checkpoint's network, with the preprocessing of the plan if there is one that knows it."""
-    known = options.plan.preprocessing if options.plan is not None else None
-    if options.plan is None or known is None:
+    if options.plan is None:
         return load_checkpoint(source, options.load)
-    check_source(options.plan, file_sha256(find_weights(source)))  # a network of its own may not take such images
-    given = options.load.preprocessing
-    loaded = load_checkpoint(source, replace(options.load, preprocessing={**known.to_json(), **given}))
-    wanted = replace(loaded.preprocessing, origin=known.origin)
-    if wanted != known:
-        raise OptionError(
-            f"the plan was made for {known.describe()}, not for {replace(wanted, origin='given').describe()}",
-            hint="leave out --input-size, --mean and --std, which the plan brings, or make the plan again with them",
-        )
-    return replace(loaded, preprocessing=known)
+    return load_for_plan(source, options.load, options.plan)
 
 
 def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> tuple[CompressionPlan, Decomposer]:
     """Returns the plan that was given, once it is known to fit, or makes one; and the decomposer of its layers."""
     if options.plan is not None:
-        size, sha256 = loaded.preprocessing.input_size, loaded.source.sha256
-        plan = check_plan(options.plan, loaded.model, input_size=size, sha256=sha256)
-        if plan.calibration is None:
-            return plan, Decomposer()
-        calibration, drawn = _draw_planned(loaded, plan.calibration, observer)
-        planned = plan.factorized()
-        candidates = find_layers(loaded.model, size, include_first=True, include_classifier=True)
-        wanted = [one for one in candidates if one.name in planned]
-        metrics = calibrate_loaded(loaded, calibration, wanted, device=options.device, drawn=drawn)
-        return replace(plan, calibration=calibration), Decomposer(metrics)
+        return prepare_given_plan(loaded, options.plan, device=options.device, observer=observer)
     policy = options.policy
     if options.training is not None:
         policy = starting_policy(options.training, seed=options.seed)
@@ -246,15 +218,6 @@ def _plan(loaded: LoadedModel, options: CompressOptions, observer: Observer) -> 
         # What is lost without training may be won back by it.
         observer.on_stage(f"{error.message}; fine-tuning starts from a tolerance")
         return make(TrainingStart(START_TOL, max_rank=options.training.dlrt.max_rank))
-
-
-def _draw_planned(loaded: LoadedModel, calibration: Calibration, observer: Observer) -> tuple[Calibration, ImageSet]:
-    try:
-        return draw_calibration(loaded, calibration, observer)
-    except DataError as error:  # the user has not named these images, the plan has
-        raise DataError(
-            f"the plan's calibration: {error.message}", hint="run it where its images are, or make the plan again"
-        ) from error
 
 
 def _check_runs(model: nn.Module, loaded: LoadedModel) -> None:

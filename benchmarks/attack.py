@@ -42,7 +42,7 @@ from lrcompress.robustness.evaluate import ready_for_attack
 from lrcompress.robustness.grid import choose_eps
 from lrcompress.robustness.iterated import IteratedAttack, run_stream
 from lrcompress.robustness.pgd import Pgd
-from lrcompress.robustness.square import Square
+from lrcompress.robustness.square import LinfSquare
 
 COMPARED, STEPS, QUERIES = 200, 100, 1000
 ADVERSARIAL: dict[str, Any] = {"adversarial": "fgsm-rs", "adversarial_eps": 8 / 255, "epochs": 4, "lr": 5e-4}
@@ -143,7 +143,7 @@ def crosscheck() -> dict[str, Any]:
             ours: dict[str, list[IteratedAttack]] = {
                 "apgd-ce": [Apgd(eps, "linf", STEPS)],
                 "apgd-t": [ApgdTargeted(eps, "linf", STEPS, rank=rank) for rank in range(1, 10)],
-                "square": [Square(eps, "linf", QUERIES)],
+                "square": [LinfSquare(eps, "linf", QUERIES)],
             }
             counts = {
                 attack: {"ours": withstand(model, made, images), "pyautoattack": theirs(model, attack, eps, images)}

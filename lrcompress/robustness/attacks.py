@@ -19,7 +19,7 @@ from lrcompress.robustness.iterated import IteratedAttack
 from lrcompress.robustness.paper import PaperAttack, PaperJitter, PaperL1Fgsm, PaperL2Fgsm, PaperMixup
 from lrcompress.robustness.pgd import Fgsm, Noise, Pgd, relative_stepsize
 from lrcompress.robustness.smoothing import ALPHA, Smoothing
-from lrcompress.robustness.square import Square
+from lrcompress.robustness.square import L2Square, LinfSquare, Square
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 DEFAULT_EPS: dict[Norm, tuple[float, ...]] = {
@@ -71,6 +71,11 @@ def _targets(settings: "AttackSettings", classes: int) -> int:
     return min(TARGETS, classes - 1)
 
 
+def _square(settings: "AttackSettings", eps: float, run: int) -> Square:
+    kind = LinfSquare if settings.norm == "linf" else L2Square
+    return kind(eps, settings.norm, settings.queries)
+
+
 # In order of their cost; the cheap ones are the sanity check of the expensive one.
 ATTACKS: dict[str, AttackKind] = {
     "noise": AttackKind("random noise", NORMS, lambda s, eps, run: Noise(eps, s.norm), _restarts),
@@ -87,7 +92,7 @@ ATTACKS: dict[str, AttackKind] = {
         _targets,
         classes=4,
     ),
-    "square": AttackKind("Square", ("linf",), lambda s, eps, run: Square(eps, s.norm, s.queries)),
+    "square": AttackKind("Square", ("linf", "l2"), _square),
     "deepfool": AttackKind(
         "DeepFool", ("linf", "l2"), foolbox={"linf": "LinfDeepFoolAttack", "l2": "L2DeepFoolAttack"}
     ),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120  # what hangs must not hang for ever; on a busy machine two imports of torch alone take ten
+SECONDS = 600  # what hangs must not hang for ever; on a busy machine two imports of torch alone take ten
 
 
 def start_two(command: list[str], folder: Path) -> list[subprocess.Popen[str]]:

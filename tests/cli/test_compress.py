@@ -415,7 +415,7 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_bytes(shop):
     assert run(*command, "-o", "whole.safetensors").exit_code == 0
     script = interrupted.__globals__["__file__"]
     killed = python(script, "4", str(int(signal.SIGKILL)), "0", *command, "-o", "new.safetensors")
-    stdout, stderr = killed.communicate(timeout=120)
+    stdout, stderr = killed.communicate(timeout=600)
     assert (killed.returncode, stdout) == (-signal.SIGKILL, ""), stderr
     made = {name for name in listing(shop) if name.startswith((".new", "new"))}
     assert made == {"new.unfinished.pt"}
@@ -437,7 +437,7 @@ def test_a_signal_from_outside_ends_a_fine_tuning_with_an_error_and_a_hint(shop)
             if line.startswith("epoch 3/"):
                 process.send_signal(signal.SIGTERM)
                 break
-        stdout, rest = process.communicate(timeout=120)
+        stdout, rest = process.communicate(timeout=600)
     finally:
         process.kill()
     assert (process.returncode, stdout) == (1, ""), said

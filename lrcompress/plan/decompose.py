@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from lrcompress.linalg import Spectrum, thin_spectrum
-from lrcompress.memory import trim_heap
+from lrcompress.memory import release_pages, trim_heap
 from lrcompress.nn import LowRankLayer, PlainLayer
 from lrcompress.plan.choices import Choices, list_choices
 from lrcompress.plan.layers import Candidate
@@ -134,6 +134,7 @@ class Decomposer:
                 possible[choices.wanted] = True  # full rank, say
             if bool(possible.any()):
                 self._keep(name, scheme, decomposition, choices.ranks[possible].max(0).values.tolist())
+        release_pages(layer.weight)
         return choices
 
     def _whole(self, name: str, layer: PlainLayer, scheme: Scheme) -> Decomposition:

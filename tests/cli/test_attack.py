@@ -137,7 +137,7 @@ BAD = {
         ["--attack", "L2FMNAttack:stepz=3", "--norm", "l2"],
         ["L2FMNAttack has no option `stepz`", "did you mean steps?"],
     ),
-    "attack for other norms": (["--attack", "square", "--norm", "l2"], ["square does not work in l2", "--norm linf"]),
+    "attack for other norms": (["--attack", "square", "--norm", "l1"], ["square does not work in l1", "--norm linf"]),
     "noise without smoothing": (["--pgd", "--sigma", "0.5"], ["--sigma is for --certify", "--certify --sigma 0.5"]),
     "samples without smoothing": (["--smoothing-samples", "10"], ["--smoothing-samples is for --certify"]),
     "no noise": (["--certify", "--sigma", "0"], ["--sigma must be more than 0"]),

@@ -28,7 +28,7 @@ RECIPES = {
         "model": "benchmarks/networks.py:vgg11_bn",
         "model_kwargs": {},
         "size": 28,
-        "epochs": 8,
+        "epochs": 20,
         "lr": 0.1,
         "weight_decay": 5e-4,
         "batch_size": 128,

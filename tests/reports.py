@@ -20,6 +20,7 @@ def evaluation(
     eps: tuple[float, ...] = (4 / 255, 8 / 255),
     findings: tuple[Finding, ...] = (),
     seed: int = 0,
+    steps: int = 20,
 ) -> Evaluation:
     """Returns an evaluation of twenty images; pairs are (baseline, compressed)."""
     models = []
@@ -28,7 +29,7 @@ def evaluation(
         attacks = (AttackOutcome("pgd", eps, bits), AttackOutcome("worst", eps, bits)) if attacked else ()
         models.append(ModelOutcome(role, f"sha of {role}", flags(right), attacks, 1.0))
     settings = {
-        "attacks": ["pgd"] if attacked else [], "eps": list(eps), "steps": 20, "restarts": 2, "rel_stepsize": 0.125,
+        "attacks": ["pgd"] if attacked else [], "eps": list(eps), "steps": steps, "restarts": 2, "rel_stepsize": 0.125,
         "engine": "foolbox",
     }  # fmt: skip
     return Evaluation(data, 20, "linf", settings, seed, tuple(models if baseline else models[1:]), findings)

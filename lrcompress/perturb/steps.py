@@ -73,7 +73,9 @@ def ascend(moved: Images, gradient: Images, size: float | Tensor, norm: Norm) ->
         return moved + size * gradient.sign()
     if norm == "l2":
         return moved + size * _unit(gradient)
-    flat = gradient.flatten(1)
+    # What is at the end of its range cannot go further: a step there would be lost.
+    outward = ((moved <= 0) & (gradient < 0)) | ((moved >= 1) & (gradient > 0))
+    flat = (gradient * ~outward).flatten(1)
     count = max(1, flat.shape[1] // 100)
     largest = flat.abs().topk(count, dim=1).indices
     chosen = torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign() / count)

@@ -15,7 +15,7 @@ from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.journal import Journal, describe_subject, gather_blocks
 from lrcompress.pipeline.observer import Observer
 from lrcompress.report import build_report, read_report, render_documents, report_paths, with_evaluation
-from lrcompress.robustness import AttackSettings, EvaluatedModel, Evaluation, Work, evaluate_models
+from lrcompress.robustness import AttackSettings, EvaluatedModel, Evaluation, Work, evaluate_models, of_these_images
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def evaluate(
     observer.on_stage(f"evaluating on {len(images)} images: {images.description}")
     subject = describe_subject(models, options.settings, data=images.description, images=len(images))
     journal = Journal.open(path, subject)
+    journal.blocks = of_these_images(journal.blocks, images, options.settings)
     done = sum(len(block.labels) for block in journal.blocks)
     if done:
         observer.on_stage(f"going on: {done} of {len(images)} images were finished before an interruption")

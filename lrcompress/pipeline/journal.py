@@ -1,6 +1,7 @@
 """Blocks of an evaluation that has not ended, beside the artifact: the same command goes on with them."""
 
 import glob
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from lrcompress.artifact import installed_versions, write_atomically
 from lrcompress.dlrt import world
 from lrcompress.robustness import AttackSettings, BlockOutcome, EvaluatedModel
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".unfinished-evaluation"
 
 
@@ -23,7 +24,8 @@ class Journal:
 
     Attributes:
         artifact: what is evaluated.
-        subject: all that the result depends on; blocks of anything else do not count.
+        subject: all that the result depends on; its hash is part of the files' names, so that evaluations of another
+            kind are not disturbed.
         blocks: that are done.
     """
 
@@ -39,7 +41,7 @@ class Journal:
         for path in journal._files():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                if content["version"] == VERSION and content["subject"] == subject:
+                if content["version"] == VERSION and content["sha256"] == journal._sha256(content["blocks"]):
                     found |= {one["number"]: BlockOutcome.from_json(one) for one in content["blocks"]}
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # a file that is no journal costs its work, nothing else
@@ -55,11 +57,8 @@ class Journal:
             OutputError: if the file system refuses.
         """
         self.blocks.append(outcome)
-        values = {
-            "version": VERSION,
-            "subject": dict(self.subject),
-            "blocks": [one.to_json() for one in self.blocks],
-        }
+        blocks = [one.to_json() for one in self.blocks]
+        values = {"version": VERSION, "subject": dict(self.subject), "blocks": blocks, "sha256": self._sha256(blocks)}
         write_atomically(self._path(world()[0]), json.dumps(values).encode())
 
     def close(self) -> None:
@@ -68,10 +67,17 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def _path(self, process: int) -> Path:
-        return self.artifact.with_name(f"{self.artifact.stem}{SUFFIX}.{process}.json")
+        return self.artifact.with_name(f"{self._stem()}.{process}.json")
 
     def _files(self) -> list[Path]:
-        return sorted(self.artifact.parent.glob(f"{glob.escape(self.artifact.stem)}{SUFFIX}.*.json"))
+        return sorted(self.artifact.parent.glob(f"{glob.escape(self._stem())}.*.json"))
+
+    def _stem(self) -> str:
+        return f"{self.artifact.stem}{SUFFIX}.{self._sha256([])[:8]}"
+
+    def _sha256(self, blocks: list[dict[str, Any]]) -> str:
+        """Returns the hash of the subject and of some blocks."""
+        return hashlib.sha256(json.dumps([self.subject, blocks], sort_keys=True).encode()).hexdigest()
 
 
 def describe_subject(

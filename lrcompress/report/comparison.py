@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrcompress.errors import OptionError
 from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
 from lrcompress.report.upgrade import compare_models
 from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_scales, radius_of
-
-# Settings that change what an attack does; the others only how it is run.
-NOT_STRENGTH = {"batch_size", "eps", "attacks", "suite", "paper"}
+from lrcompress.robustness import attack_strength
 
 
 def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,17 +100,19 @@ def _common_attacks(
     The worst case is the same attack only where all attacks were the same, and where ε is in units of normalised images
     they must be normalised alike.
     """
-    if one["norm"] != other["norm"] or _strength(one["settings"]) != _strength(other["settings"]):
+    if one["norm"] != other["norm"]:
         return {}
     first, second = (evaluation["models"]["compressed"]["attacks"] for evaluation in (one, other))
-    alike = set(counted_attacks(one["settings"])) == set(counted_attacks(other["settings"]))
+    counted = [set(counted_attacks(evaluation["settings"])) for evaluation in (one, other)]
+    alike = counted[0] == counted[1] and all(_as_strong(name, one, other) for name in counted[0])
     scales = [
         {name: by_model["compressed"] for name, by_model in paper_scales(settings).items()}
         for settings in (one["settings"], other["settings"])
     ]
     common = {}
     for name in second:
-        if name in first and (name != "worst" or alike) and scales[0].get(name) == scales[1].get(name):
+        same = alike if name == "worst" else name in first and _as_strong(name, one, other)
+        if same and scales[0].get(name) == scales[1].get(name):
             mine = {row["eps"]: row for row in first[name]}
             shared = [row for row in second[name] if row["eps"] in mine]
             if shared:
@@ -119,8 +120,11 @@ def _common_attacks(
     return common
 
 
-def _strength(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in NOT_STRENGTH}
+def _as_strong(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    try:
+        return attack_strength(name, one["settings"]) == attack_strength(name, other["settings"])
+    except OptionError:  # of a foolbox that this one is not
+        return bool(one["settings"] == other["settings"])
 
 
 def _latency(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ def build_report(
 
 
 def with_evaluation(report: Mapping[str, Any], evaluation: Evaluation, *, command: str) -> dict[str, Any]:
-    """Returns the report with an evaluation added; one of the same data, images, norm and attacks is replaced."""
+    """Returns the report with an evaluation added; one of the same question, or a part of it, is replaced."""
     added = upgrade_evaluation(evaluation.to_json()) | {"command": command}
     kept = [other for other in report["evaluations"] if _question(other) != _question(added)]
     # Gates were judged by the figures before.
@@ -91,5 +91,7 @@ def with_gates(report: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]])
 
 
 def _question(evaluation: Mapping[str, Any]) -> str:
-    values = [evaluation[key] for key in ("data", "images", "norm", "seed")]
-    return json.dumps([*values, evaluation["settings"]["attacks"]], sort_keys=True)
+    """Returns what was asked, the strength of attacks among it; what time did not suffice for was asked too."""
+    images = evaluation.get("images_asked") or evaluation["images"]
+    settings = {key: value for key, value in evaluation["settings"].items() if key != "batch_size"}
+    return json.dumps([images, *(evaluation[key] for key in ("data", "norm", "seed")), settings], sort_keys=True)

@@ -190,10 +190,11 @@ def _class_loss(one: Mapping[str, Any]) -> float:
 
 def _transfer(evaluation: Mapping[str, Any]) -> Table:
     values = evaluation["transfer"]
+    known = f", {values['images']:,} images that all know" if "images" in values else ""
     caption = (
         f"Transfer: accuracy on images made against one model and shown to another ({values['attack']}, "
-        f"ε = {radius(values['eps'], evaluation['norm'])}). Where images made elsewhere do more harm than the model's "
-        "own, its own attack was too weak."
+        f"ε = {radius(values['eps'], evaluation['norm'])}{known}). Where images made elsewhere do more harm than the "
+        "model's own, its own attack was too weak."
     )
     rows = []
     for pair, accuracy in values["accuracy"].items():

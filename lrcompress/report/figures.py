@@ -169,12 +169,11 @@ def _accuracy(
     )
     # An original whose robustness is overestimated casts doubt on a drop, but not on the compressed model's accuracy.
     concerned = (None, "compressed") if name.key == "accuracy" else (None, "compressed", "baseline")
-    weak = [
-        one["message"]
-        for one in evaluation["findings"]
-        if one["severity"] == "unreliable" and one["model"] in concerned
-    ]
+    findings = [one for one in evaluation["findings"] if one["model"] in concerned]
+    weak = [one["message"] for one in findings if one["severity"] == "unreliable"]
     doubt = f"robustness may be overestimated: {weak[0]}" if weak and name.attack else ""
+    # Of a network that guesses no figure means anything, clean or attacked.
+    doubt = next((one["message"] for one in findings if one["check"] == "guesses"), doubt)
     if name.key == "accuracy":
         low, high = share_bounds(rows["compressed"]["correct"], images, confidence=confidence)
         return Figure(100 * rows["compressed"]["accuracy"], "%", 100 * low, 100 * high, evidence, doubt)

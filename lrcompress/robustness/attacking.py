@@ -8,13 +8,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lrcompress.errors import EvaluationError
 from lrcompress.perturb import perturbation_sizes
 from lrcompress.robustness.attacks import AttackKind, AttackSettings, find_attack
 from lrcompress.robustness.autoattack import run_autoattack
 from lrcompress.robustness.blocks import KnownBlock
 from lrcompress.robustness.foolbox_adapter import is_minimal, run_foolbox
-from lrcompress.robustness.iterated import BALL_SLACK, Passes, run_stream
+from lrcompress.robustness.iterated import (
+    BALL_SLACK,
+    Passes,
+    check_finite,
+    check_within,
+    count_passes,
+    run_stream,
+)
 from lrcompress.robustness.seeds import image_seeds
 
 
@@ -112,10 +118,7 @@ class BlockAttacker:
                     moved = self._foolbox(name, kind, active, radius, eps=eps)
                 else:
                     moved = self._autoattack(name, active, radius, eps=eps)
-                size = float(perturbation_sizes(moved - block.pixels[active], self.settings.norm).max())
-                slack = BALL_SLACK * block.pixels[0].numel()
-                if size > eps * (1 + BALL_SLACK) + slack:
-                    raise EvaluationError(f"{name} left its ball: {size:g} > {eps:g}", hint="leave it out")
+                check_within(moved, block.pixels[active], eps, self.settings.norm, name, hint="leave it out")
                 standing[active] = self._is_right(moved, block.labels[active])
             rows.append(standing.clone())
         return Attacked(torch.stack(rows))
@@ -131,15 +134,16 @@ class BlockAttacker:
         return Attacked((distances > radii * (1 + BALL_SLACK)) & clean, distances)
 
     def _autoattack(self, name: str, active: Int[Tensor, "k"], radius: int, *, eps: float) -> Float[Tensor, "k c h w"]:
-        return run_autoattack(
-            self.model,
-            self.known.block.pixels[active],
-            self.known.block.labels[active],
-            eps=eps,
-            norm=self.settings.norm,
-            seed=self._batch_seed(name, active, radius),
-            batch_size=self.settings.batch_size,
-        )
+        with count_passes(self.model, self.passes):
+            return run_autoattack(
+                self.model,
+                self.known.block.pixels[active],
+                self.known.block.labels[active],
+                eps=eps,
+                norm=self.settings.norm,
+                seed=self._batch_seed(name, active, radius),
+                batch_size=self.settings.batch_size,
+            )
 
     def _batch_seed(self, name: str, active: Int[Tensor, "k"], radius: int) -> int:
         """Returns the seed of packages, which know none per image."""
@@ -150,20 +154,18 @@ class BlockAttacker:
         self, name: str, kind: AttackKind, active: Int[Tensor, "k"], radius: int, *, eps: float | None
     ) -> Float[Tensor, "k c h w"]:
         block = self.known.block
-        return run_foolbox(
-            kind.foolbox[self.settings.norm],
-            kind.options,
-            self.model,
-            block.pixels[active],
-            block.labels[active],
-            eps=eps,
-            seed=self._batch_seed(name, active, radius),
-        )
+        with count_passes(self.model, self.passes):
+            return run_foolbox(
+                kind.foolbox[self.settings.norm],
+                kind.options,
+                self.model,
+                block.pixels[active],
+                block.labels[active],
+                eps=eps,
+                seed=self._batch_seed(name, active, radius),
+            )
 
     def _is_right(self, moved: Tensor, labels: Tensor) -> Bool[Tensor, "k"]:
         self.passes.forward += len(moved)
         with torch.no_grad():
-            logits = self.model(moved)
-        if not torch.isfinite(logits).all():
-            raise EvaluationError("logits under attack are not finite", hint="the model overflows in float32")
-        return logits.argmax(1) == labels
+            return check_finite(self.model(moved)).argmax(1) == labels

@@ -44,6 +44,7 @@ class AttackKind:
         options: of foolbox's class.
         package: of another attack in balls that is not taken from foolbox.
         paper: one whose ε is not one of pixels, so that it is no part of the worst case.
+        uses: settings beside the radii that its strength depends on, of those that reports tell.
     """
 
     title: str
@@ -55,6 +56,7 @@ class AttackKind:
     options: Mapping[str, Any] = field(default_factory=dict)
     package: str | None = None
     paper: type[PaperAttack] | None = None
+    uses: tuple[str, ...] = ()
 
     def build(self, settings: "AttackSettings", eps: float, run: int, model: nn.Module) -> IteratedAttack | None:
         """Returns the attack on a model within one radius; None of those of other packages."""
@@ -76,14 +78,24 @@ def _square(settings: "AttackSettings", eps: float, run: int) -> Square:
     return kind(eps, settings.norm, settings.queries)
 
 
+ITERATED = ("steps", "restarts")
 # In order of their cost; the cheap ones are the sanity check of the expensive one.
 ATTACKS: dict[str, AttackKind] = {
-    "noise": AttackKind("random noise", NORMS, lambda s, eps, run: Noise(eps, s.norm), _restarts),
+    "noise": AttackKind("random noise", NORMS, lambda s, eps, run: Noise(eps, s.norm), _restarts, uses=("restarts",)),
     "fgsm": AttackKind("FGSM", NORMS, lambda s, eps, run: Fgsm(eps, s.norm)),
-    "pgd": AttackKind("PGD", NORMS, lambda s, eps, run: Pgd(eps, s.norm, s.steps), _restarts),
-    "apgd-ce": AttackKind("APGD-CE", ("linf", "l2"), lambda s, eps, run: Apgd(eps, s.norm, s.steps), _restarts),
+    "pgd": AttackKind(
+        "PGD", NORMS, lambda s, eps, run: Pgd(eps, s.norm, s.steps), _restarts, uses=(*ITERATED, "rel_stepsize")
+    ),
+    "apgd-ce": AttackKind(
+        "APGD-CE", ("linf", "l2"), lambda s, eps, run: Apgd(eps, s.norm, s.steps), _restarts, uses=ITERATED
+    ),
     "apgd-dlr": AttackKind(
-        "APGD-DLR", ("linf", "l2"), lambda s, eps, run: ApgdDlr(eps, s.norm, s.steps), _restarts, classes=3
+        "APGD-DLR",
+        ("linf", "l2"),
+        lambda s, eps, run: ApgdDlr(eps, s.norm, s.steps),
+        _restarts,
+        classes=3,
+        uses=ITERATED,
     ),
     "apgd-t": AttackKind(
         "targeted APGD-DLR",
@@ -91,15 +103,24 @@ ATTACKS: dict[str, AttackKind] = {
         lambda s, eps, run: ApgdTargeted(eps, s.norm, s.steps, rank=run + 1),
         _targets,
         classes=4,
+        uses=("steps",),
     ),
-    "square": AttackKind("Square", ("linf", "l2"), _square),
+    "square": AttackKind("Square", ("linf", "l2"), _square, uses=("queries",)),
     "deepfool": AttackKind(
-        "DeepFool", ("linf", "l2"), foolbox={"linf": "LinfDeepFoolAttack", "l2": "L2DeepFoolAttack"}
+        "DeepFool",
+        ("linf", "l2"),
+        foolbox={"linf": "LinfDeepFoolAttack", "l2": "L2DeepFoolAttack"},
+        uses=("foolbox",),
     ),
-    "fmn": AttackKind("FMN", NORMS, foolbox={"linf": "LInfFMNAttack", "l2": "L2FMNAttack", "l1": "L1FMNAttack"}),
-    "ddn": AttackKind("DDN", ("l2",), foolbox={"l2": "DDNAttack"}),
-    "cw": AttackKind("Carlini-Wagner", ("l2",), foolbox={"l2": "L2CarliniWagnerAttack"}),
-    "autoattack": AttackKind("AutoAttack", NORMS, classes=TARGETS + 1, package=PACKAGE),
+    "fmn": AttackKind(
+        "FMN",
+        NORMS,
+        foolbox={"linf": "LInfFMNAttack", "l2": "L2FMNAttack", "l1": "L1FMNAttack"},
+        uses=("foolbox",),
+    ),
+    "ddn": AttackKind("DDN", ("l2",), foolbox={"l2": "DDNAttack"}, uses=("foolbox",)),
+    "cw": AttackKind("Carlini-Wagner", ("l2",), foolbox={"l2": "L2CarliniWagnerAttack"}, uses=("foolbox",)),
+    "autoattack": AttackKind("AutoAttack", NORMS, classes=TARGETS + 1, package=PACKAGE, uses=("autoattack",)),
     # Where they move pixels is bounded in ℓ∞, whatever their names say.
     "paper-l2fgsm": AttackKind("the paper's ℓ2-FGSM, its own ε", ("linf",), paper=PaperL2Fgsm),
     "paper-l1fgsm": AttackKind("the paper's ℓ1-FGSM, its own ε", ("linf",), paper=PaperL1Fgsm),
@@ -128,7 +149,7 @@ def find_attack(name: str) -> AttackKind:
     class_name, _, texts = name.partition(":")
     if class_name in foolbox_attacks():
         norm, options = find_foolbox_attack(class_name, texts)
-        return AttackKind(class_name, (norm,), foolbox={norm: class_name}, options=options)
+        return AttackKind(class_name, (norm,), foolbox={norm: class_name}, options=options, uses=("foolbox",))
     near = difflib.get_close_matches(class_name, [*ATTACKS, *foolbox_attacks()], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(ATTACKS)}, and foolbox's classes"
     if class_name in ATTACKS:
@@ -195,8 +216,10 @@ class AttackSettings:
         return len(self.attacks) + self.corruptions + (self.smoothing is not None)
 
     def follows_gradients(self) -> bool:
-        """Whether an attack is among them whose strength is worth a doubt."""
-        return self.transferred() is not None
+        """Whether one of them follows gradients over several steps, so that its strength is worth a doubt."""
+        return (
+            any(one.foolbox or one.package for one in map(find_attack, self.attacks)) or self.transferred() is not None
+        )
 
     def transferred(self) -> str | None:
         """Returns the attack whose images are shown to the other model too, the first that follows gradients."""
@@ -232,6 +255,22 @@ class AttackSettings:
             **square,
             **others,
         }
+
+
+def attack_strength(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those settings of a report that decide how strong one of its attacks was.
+
+    Args:
+        name: of the attack, one that `find_attack` knows.
+        settings: as `AttackSettings.describe` returns them.
+
+    Raises:
+        OptionError: if the attack is unknown.
+    """
+    strength = {key: settings.get(key) for key in find_attack(name).uses}
+    if strength.get("foolbox") is not None:  # its version, and then the attacks that are taken from there
+        strength["foolbox"] = str(strength["foolbox"]).partition(" ")[0]
+    return strength
 
 
 def parse_norm(text: str) -> Norm:
@@ -273,7 +312,7 @@ def parse_eps(texts: Sequence[str], norm: Norm, *, option: str = "--eps") -> tup
 def _check_eps(eps: float, norm: Norm, option: str = "--eps") -> None:
     if not math.isfinite(eps) or eps < 0:
         raise OptionError(f"{option} must be 0 or more, got {eps:g}", hint=f"{option} 8/255")
-    if norm == "linf" and eps > 1:
+    if norm == "linf" and eps >= 1:
         raise OptionError(
             f"{option} is in units of images in [0, 1], got {eps:g}", hint=f"did you mean {option} {eps:g}/255?"
         )

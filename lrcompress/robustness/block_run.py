@@ -15,7 +15,7 @@ from lrcompress.robustness.blocks import Block, BlockOutcome, EvaluatedModel, Kn
 from lrcompress.robustness.corruptions import SEVERITIES, corrupt, corruptions_for
 from lrcompress.robustness.examples import SHOWN, example
 from lrcompress.robustness.gradients import measure_gradients
-from lrcompress.robustness.iterated import Passes
+from lrcompress.robustness.iterated import Passes, check_finite
 from lrcompress.robustness.probes import check_radius_of_zero, probe_attack
 from lrcompress.robustness.seeds import image_seeds
 from lrcompress.robustness.smoothing import certified_radii
@@ -52,7 +52,7 @@ class BlockRun:
 
     def run(self) -> BlockOutcome:
         """Returns what the models did."""
-        outcome = BlockOutcome(self.block.number, self.block.labels.tolist())
+        outcome = BlockOutcome(self.block.number, self.block.labels.tolist(), self.block.sha256())
         standing: dict[str, Tensor] = {}
         for evaluated in self.models:
             started = time.perf_counter()
@@ -136,7 +136,7 @@ class BlockRun:
                 images = torch.cat([corrupt(pixels, name, severity, some) for pixels, some in parts])
                 images = images.contiguous(memory_format=torch.channels_last)
                 with torch.no_grad():
-                    logits = torch.cat([evaluated.model(part) for part in images.split(size)])
+                    logits = check_finite(torch.cat([evaluated.model(part) for part in images.split(size)]))
                 passes.forward += count
                 found[name].append((logits.argmax(1) == block.labels).tolist())
             self.progress.tell(what, count, min((number + 1) / len(names), 0.999))
@@ -165,7 +165,7 @@ class BlockRun:
         for target in self.models:
             with torch.no_grad():
                 answers[target.role] = torch.cat(
-                    [target.model(part).argmax(1) for part in moved.split(self.settings.batch_size)]
+                    [check_finite(target.model(part)).argmax(1) for part in moved.split(self.settings.batch_size)]
                 )
             if len(self.models) > 1:
                 right = (answers[target.role] == self.block.labels).tolist()

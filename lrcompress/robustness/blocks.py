@@ -1,5 +1,6 @@
 """Blocks of images: what is in memory at once, what is saved at once, and what one process does at a time."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,6 +39,11 @@ class Block:
     first: int
     pixels: Float[Tensor, "n c h w"]
     labels: Int[Tensor, "n"]
+
+    def sha256(self) -> str:
+        """Returns the hash of images and labels."""
+        parts = [self.pixels.contiguous(), self.labels]
+        return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class BlockOutcome:
     Attributes:
         number: of the block.
         labels: the images' classes.
+        sha256: of the images and labels.
         models: by role.
         transferred: by "source→target", for each radius and image, whether the target was right on what was made
             against the source.
@@ -102,6 +109,7 @@ class BlockOutcome:
 
     number: int
     labels: list[int]
+    sha256: str
     models: dict[str, ModelBlock] = field(default_factory=dict)
     transferred: dict[str, list[list[bool]]] = field(default_factory=dict)
     doubts: list[dict[str, Any]] = field(default_factory=list)

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from lrcompress.robustness.attacks import find_attack
 from lrcompress.robustness.evaluation import Finding, ModelOutcome
 
 FEW_IMAGES = 300
-# A ball of this radius holds images that are grey all over, and those tell nothing.
-BLIND_RADIUS = 0.5
-STRONG = ("pgd", "apgd-ce", "apgd-dlr", "apgd-t")
-# What must not break an image that the strong attacks do not, and what it means if it does.
+# What must not break an image that the other attacks do not, and what it means if it does.
 WEAKER = {
     "noise": "they are too weak, robustness is overestimated",
     "fgsm": "they are too weak, robustness is overestimated",
@@ -18,7 +16,6 @@ WEAKER = {
 # broken counts in the worst case anyway, this is about what nobody found.
 TOLERATED = 0.005
 CHANCE = 0.05  # p-value above which answers may be guesses
-NAMES = {"pgd": "PGD", "apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "apgd-t": "targeted APGD-DLR"}
 
 
 def tolerated(images: int, share: float = TOLERATED) -> int:
@@ -34,8 +31,8 @@ def find_doubts(
 ) -> tuple[Finding, ...]:
     """Returns the reasons to doubt the figures, for all models.
 
-    Unreliable: an attack, or images made against the other model, break what stronger ones do not; gradients are zero;
-    or images withstand that nothing is left of. Inconclusive: few images, guesses, or all models at the floor.
+    Unreliable: an attack, or images made against the other model, break what stronger ones do not, or gradients are
+    zero. Inconclusive: few images, guesses, or all models at the floor.
 
     Args:
         models: the outcomes.
@@ -52,7 +49,6 @@ def find_doubts(
             *_weaker_beats_stronger(model),
             *_transfer_beats_white_box(model, transferred or {}),
             *_without_gradient(model),
-            *_withstands_everything(model),
             *_guesses(model, classes),
         ]
     if any(models[0].clean):
@@ -79,7 +75,7 @@ def _without_gradient(model: ModelOutcome) -> list[Finding]:
         if count > tolerated(len(model.clean)):
             message = (
                 f"the gradient of the {model.role} model is zero at {count} images that withstand "
-                f"{NAMES.get(name, name)}: there was nothing to follow"
+                f"{find_attack(name).title}: there was nothing to follow"
             )
             findings.append(Finding("unreliable", message, "zero-gradients", model.role))
     return findings
@@ -109,7 +105,7 @@ def _transfer_beats_white_box(
 
 def _weaker_beats_stronger(model: ModelOutcome) -> list[Finding]:
     outcomes = {outcome.attack: outcome for outcome in model.attacks}
-    strong = [name for name in STRONG if name in outcomes]
+    strong = [name for name in outcomes if name not in (*WEAKER, "worst") and find_attack(name).paper is None]
     if not strong:
         return []
     findings = []
@@ -122,7 +118,7 @@ def _weaker_beats_stronger(model: ModelOutcome) -> list[Finding]:
             for image in range(len(model.clean))
         )
         if count > tolerated(len(model.clean)):
-            names = " and ".join(NAMES[other] for other in strong)
+            names = " and ".join(find_attack(other).title for other in strong)
             verb = "does" if len(strong) == 1 else "do"
             meaning = meaning.replace("they are", f"{names} is") if len(strong) == 1 else meaning
             findings.append(
@@ -134,18 +130,6 @@ def _weaker_beats_stronger(model: ModelOutcome) -> list[Finding]:
                 )
             )
     return findings
-
-
-def _withstands_everything(model: ModelOutcome) -> list[Finding]:
-    """No network recognises what is grey all over: who withstands that hides its gradients."""
-    worst = model.worst_case()
-    if worst is None:
-        return []
-    standing = next((bits for eps, bits in zip(worst.eps, worst.robust, strict=True) if eps >= BLIND_RADIUS), ())
-    if not standing or 2 * sum(standing) <= len(standing):
-        return []
-    message = f"the {model.role} model withstands ε ≥ {BLIND_RADIUS} on {sum(standing)} images: its gradients mislead"
-    return [Finding("unreliable", message, "large-radius", model.role)]
 
 
 def _all_at_the_floor(models: Sequence[ModelOutcome]) -> list[Finding]:

@@ -1,7 +1,7 @@
 """The evaluation engine: all models on the same images, block by block, worst case per image."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -29,7 +29,7 @@ class Work:
     """Which part of an evaluation is to be done here, and what becomes of it.
 
     Attributes:
-        finished: blocks that are done already.
+        finished: blocks that are done already, of these images: see `of_these_images`.
         on_block: called with each block that is done.
         process: number of this process.
         processes: that share the blocks.
@@ -96,6 +96,16 @@ def evaluate_models(
     return summarise(shas, outcomes, images, settings, classes=classes, told=told)
 
 
+def of_these_images(outcomes: Iterable[BlockOutcome], images: ImageSet, settings: AttackSettings) -> list[BlockOutcome]:
+    """Returns the outcomes of blocks that consist of these images and labels still."""
+    size, cpu = BLOCK * settings.batch_size, torch.device("cpu")
+    return [
+        one
+        for one in outcomes
+        if _images_in(one.number, size, images) > 0 and _load(images, one.number, size, cpu).sha256() == one.sha256
+    ]
+
+
 @contextmanager
 def ready_for_attack(model: nn.Module) -> Iterator[nn.Module]:
     """Yields the model in eval mode with frozen parameters, and restores everything afterwards.
@@ -129,6 +139,14 @@ def _check(models: Sequence[EvaluatedModel], images: ImageSet, settings: AttackS
             hint="compare a model with the one that it was made from",
         )
     (count,) = set(classes.values())
+    pixels = next(iterate_batches(slice_images(images, range(1)), batch_size=1))[0].numel()
+    whole = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[settings.norm]
+    if settings.eps and max(settings.eps) >= whole and len(settings.of_paper()) < len(settings.attacks):
+        raise OptionError(
+            f"--eps {max(settings.eps):g} in {settings.norm} is no less than what lies between black and white images "
+            f"of this size, {whole:.4g}",
+            hint="radii are in units of images in [0, 1]",
+        )
     for name in settings.attacks:
         if count < find_attack(name).classes:
             raise OptionError(

@@ -78,11 +78,13 @@ class Transfer:
     Attributes:
         attack: its name.
         eps: the radius.
-        accuracy: shares by "source→target".
+        images: that all models know without an attack.
+        accuracy: shares of these by "source→target".
     """
 
     attack: str
     eps: float
+    images: int
     accuracy: Mapping[str, float]
 
 

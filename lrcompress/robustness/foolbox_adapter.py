@@ -68,7 +68,8 @@ def find_foolbox_attack(class_name: str, texts: str) -> tuple[Norm, dict[str, An
         OptionError: if the class does not have an option, or a value cannot be understood.
     """
     attack_class = getattr(_module(), class_name)
-    known, options = list(inspect.signature(attack_class).parameters), {}
+    parameters, options = inspect.signature(attack_class).parameters, dict[str, Any]()
+    known = list(parameters)
     for text in filter(None, texts.split(",")):
         key, equals, value = text.partition("=")
         if key not in known:
@@ -82,6 +83,12 @@ def find_foolbox_attack(class_name: str, texts: str) -> tuple[Norm, dict[str, An
                 f"{class_name} takes {key}=VALUE, got `{text if equals else key}`",
                 hint=f"--attack {class_name}:{key}=10",
             ) from error
+        default = parameters[key].default
+        if type(default) is int and default > 0 and not (type(options[key]) is int and options[key] >= 1):
+            raise OptionError(
+                f"{class_name} takes a whole number of at least 1 as {key}, got `{value}`",
+                hint=f"--attack {class_name}:{key}={default}",
+            )
     try:
         attack_class(**options)
     except Exception as error:  # foolbox checks by bare asserts, and more

@@ -18,7 +18,7 @@ def measure_gradients(
     """Returns the dual norms of the loss's gradient, and first-order margins of the images that the model knows.
 
     The margin is the lead of the right logit over the next one, divided by the dual norm of its gradient: where a
-    linear network would change its answer.
+    linear network would change its answer; infinite without a gradient.
     """
     norms, margins = [], []
     for part in torch.arange(len(known.block.labels), device=known.block.labels.device).split(batch_size):
@@ -35,7 +35,7 @@ def measure_gradients(
         passes.backward += 2 * len(part)
         norms.append(_sizes(of_loss, norm))
         size, clean = _sizes(of_lead, norm), known.clean[part]
-        margins.append((lead.detach() / size.clamp_min(torch.finfo(size.dtype).tiny))[clean])
+        margins.append(torch.where(size > 0, lead.detach() / size, torch.inf)[clean])
     return torch.cat(norms), torch.cat(margins)
 
 

@@ -8,7 +8,8 @@ the batch stays full, no pass is spent on an image whose answer is known, and as
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,25 @@ class Passes:
 
     forward: int = 0
     backward: int = 0
+
+
+@contextmanager
+def count_passes(model: nn.Module, passes: Passes) -> Iterator[None]:
+    """Counts what others put through a model within the context."""
+
+    def count_backward(gradient: Tensor) -> None:
+        passes.backward += len(gradient)
+
+    def count_forward(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        passes.forward += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(count_backward)
+
+    handle = model.register_forward_hook(count_forward)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class IteratedAttack(ABC):
@@ -181,31 +201,41 @@ def _answer(
     passes.forward += len(moved)
     if ends or not attack.needs_gradient:
         with torch.no_grad():
-            answers = _finite(model(moved))
+            answers = check_finite(model(moved))
             return answers, attack.loss(answers, labels, state | {"moved": moved}), None
     passes.backward += len(moved)
     with torch.enable_grad():
         moved = moved.detach().requires_grad_(True)
-        answers = _finite(model(moved))
+        answers = check_finite(model(moved))
         losses = attack.loss(answers, labels, state | {"moved": moved})
         # The pixels' gradient only: those of the weights, a third of the cost, are not computed.
         (gradient,) = torch.autograd.grad(losses.sum(), moved)
     return answers.detach(), losses.detach(), gradient
 
 
-def _finite(logits: Tensor) -> Tensor:
+def check_finite(logits: Tensor) -> Tensor:
+    """Returns logits of perturbed images.
+
+    Raises:
+        EvaluationError: if some are not finite: their class would be the first that comes.
+    """
     if not bool(torch.isfinite(logits.detach()).all()):
-        raise EvaluationError("logits under attack are not finite", hint="the model overflows in float32")
+        raise EvaluationError("logits of perturbed images are not finite", hint="the model overflows in float32")
     return logits
 
 
-def check_within(moved: Images, images: Images, eps: float, norm: Norm, name: str) -> None:
+def check_within(
+    moved: Images,
+    images: Images,
+    eps: float,
+    norm: Norm,
+    name: str,
+    *,
+    hint: str = "please report this with your versions",
+) -> None:
     """Raises `EvaluationError` if an attack has left its ball or the range of pixels: the figures would be void."""
     entries = images[0].numel()
     slack = BALL_SLACK * {"linf": 1.0, "l2": entries**0.5, "l1": entries}[norm]
     size = float(perturbation_sizes(moved - images, norm).max())
     if size > eps * (1 + BALL_SLACK) + slack or float(moved.min()) < 0 or float(moved.max()) > 1:
-        raise EvaluationError(
-            f"{name} left its ball or the range of pixels: {size:g} > {eps:g}",
-            hint="please report this with your versions",
-        )
+        raise EvaluationError(f"{name} left its ball or the range of pixels: {size:g} > {eps:g}", hint=hint)

@@ -14,6 +14,8 @@ from lrcompress.robustness.pgd import Pgd
 from lrcompress.robustness.seeds import image_seeds
 
 PROBED = 128  # images
+# A ball of this radius in ℓ∞ holds images that are grey all over, and those tell nothing.
+BLIND_RADIUS = 0.5
 PROBE_TOLERATED = 0.02  # of them, a share that other random starts explain
 # Relative difference of logits that the order of summation explains.
 ROUNDING = 1e-3
@@ -23,7 +25,8 @@ def check_model(model: nn.Module, role: str, images: ImageSet) -> int:
     """Returns the number of classes of a model whose figures mean something.
 
     Raises:
-        EvaluationError: if its logits are not finite, not repeatable or probabilities, or depend on the batch.
+        EvaluationError: if its logits are not finite, not repeatable or probabilities, or depend on the other images of
+            the batch or on whether gradients are computed.
     """
     device = next(model.parameters()).device
     pixels, _ = next(iterate_batches(images, batch_size=8))
@@ -31,6 +34,8 @@ def check_model(model: nn.Module, role: str, images: ImageSet) -> int:
     with torch.inference_mode():
         logits, again = model(pixels), model(pixels)
         alone = torch.cat([model(one) for one in pixels[:4].split(1)])
+    with torch.enable_grad():
+        attacked = model(pixels.clone().requires_grad_(True)).detach()
     if not torch.isfinite(logits).all():
         raise EvaluationError(f"the {role} model's logits are not finite", hint="check weights and preprocessing")
     if not torch.equal(logits, again):
@@ -42,6 +47,11 @@ def check_model(model: nn.Module, role: str, images: ImageSet) -> int:
         raise EvaluationError(
             f"the {role} model's answer to an image depends on the others in its batch",
             hint="batch norms without running statistics? give the network ones that have them",
+        )
+    if not float((attacked - logits).abs().max()) <= ROUNDING * float(logits.abs().max()):
+        raise EvaluationError(
+            f"the {role} model answers differently while gradients are computed",
+            hint="its forward pass asks for the mode of autograd; attacks would mislead another network",
         )
     if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
         raise EvaluationError(
@@ -74,7 +84,9 @@ def probe_attack(
     settings: AttackSettings,
     passes: Passes,
 ) -> list[Finding]:
-    """Returns doubts about PGD's strength: would more steps break more, or a larger radius less?
+    """Returns doubts about the attacks' strength.
+
+    Would more steps of PGD break more, a larger radius less, and does an image withstand that nothing is left of?
 
     Args:
         model: the model; in eval mode with frozen parameters.
@@ -110,10 +122,11 @@ def probe_attack(
     if eps > 0 and len(left) > 0:
         more = broken(Pgd(eps, settings.norm, 2 * settings.steps), left, "doubled")
         if more > allowed:
-            message = (
-                f"{2 * settings.steps} steps instead of {settings.steps} break {more} more of {len(some)} images of "
-                f"the {role} model at ε = {eps:.4g}: give more --steps or --restarts"
+            steps = f"{2 * settings.steps} steps" + (
+                f" instead of {settings.steps}" if settings.transferred() else " of PGD"
             )
+            advice = "give more --steps or --restarts" if settings.transferred() else "the attacks are too weak"
+            message = f"{steps} break {more} more of {len(some)} images of the {role} model at ε = {eps:.4g}: {advice}"
             findings.append(Finding("unreliable", message, "doubled-steps", role))
     lost = some[~standing[:-1, some].all(0)] if len(settings.eps) > 1 else some[:0]
     if len(lost) > 0:
@@ -125,4 +138,11 @@ def probe_attack(
                 "smaller radii break: its gradients mislead"
             )
             findings.append(Finding("unreliable", message, "not-monotone", role))
+    blind = len(some) - broken(Pgd(BLIND_RADIUS, "linf", settings.steps), some, "blind")
+    if 2 * blind > len(some):
+        message = (
+            f"the {role} model withstands PGD at ε = {BLIND_RADIUS} in ℓ∞, where nothing is left of an image, "
+            f"on {blind} of {len(some)} images: its gradients mislead"
+        )
+        findings.append(Finding("unreliable", message, "large-radius", role))
     return findings

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import OptionError
 from lrcompress.perturb import normal
-from lrcompress.robustness.iterated import Passes
+from lrcompress.robustness.iterated import Passes, check_finite
 
 GUESSES = 100  # samples that choose the class; others, which it does not depend on, bound its probability
 ALPHA = 0.001
@@ -93,7 +93,7 @@ def _vote(
         noise = normal(seed.expand(len(part)), image.numel(), stream=part).view(len(part), *image.shape)
         noisy = (image + sigma * noise).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            logits = model(noisy)
+            logits = check_finite(model(noisy))
         found = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
         counts = found if counts is None else counts + found
     assert counts is not None  # there is at least one draw

@@ -14,8 +14,8 @@ from lrcompress.perturb import project, uniform
 from lrcompress.robustness.iterated import Images, IteratedAttack, State
 
 FIRST_SHARE = 0.8  # of the pixels, in the first squares
-# The share is halved after each of these numbers of queries.
-HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# The share is halved after each of these numbers of 10,000 queries, and in proportion if there are others in all.
+HALVED_AFTER, OF_QUERIES = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), 10_000
 START_TILES = 5  # along each side, of the first image in ℓ2
 SMALLEST_WINDOW = 3  # in ℓ2: a single pixel has no two halves
 TINY = 1e-12
@@ -53,6 +53,12 @@ class Square(IteratedAttack):
         moved = project(tried, state["images"], self.eps, self.norm)
         return {"moved": moved, "best": best, "best_loss": best_loss}
 
+    def _sides(self, query: Int[Tensor, "n"], height: int, width: int) -> Int[Tensor, "n"]:
+        """Returns the edge of the squares, which shrinks with the share of the queries that is spent."""
+        spent = query * OF_QUERIES // self.steps
+        halvings = (spent[:, None] > torch.tensor(HALVED_AFTER, device=query.device)).sum(1)
+        return (FIRST_SHARE / 2.0**halvings * height * width).sqrt().round().long()
+
     @abstractmethod
     def _start(self, images: Images, seeds: Int[Tensor, "n"]) -> Images:
         """Returns the first perturbations."""
@@ -74,7 +80,7 @@ class LinfSquare(Square):
     @override
     def _change(self, images: Images, best: Images, seeds: Int[Tensor, "n"], query: Int[Tensor, "n"]) -> Images:
         channels, height, width = images.shape[1:]
-        side = _sides(query, height, width).clamp_min(1).clamp_max(min(height, width))
+        side = self._sides(query, height, width).clamp_min(1).clamp_max(min(height, width))
         drawn = uniform(seeds, 2 + channels, stream=query)
         inside = _Windows(drawn[:, :2], side, height, width).inside()
         return torch.where(inside, images + self.eps * _signs(drawn[:, 2:])[:, :, None, None], best)
@@ -103,7 +109,7 @@ class L2Square(Square):
     def _change(self, images: Images, best: Images, seeds: Int[Tensor, "n"], query: Int[Tensor, "n"]) -> Images:
         channels, height, width = images.shape[1:]
         largest = min(height, width)
-        side = _sides(query, height, width).clamp_min(SMALLEST_WINDOW)
+        side = self._sides(query, height, width).clamp_min(SMALLEST_WINDOW)
         side = (side + (side % 2 == 0)).clamp_max(largest)
         drawn = uniform(seeds, 5 + channels, stream=query)
         filled = _Windows(drawn[:, :2], side, height, width)
@@ -181,12 +187,6 @@ def _bump(height: int, width: int, device: torch.device | None) -> Float[Tensor,
         columns = slice(max(column - number, 0), column + number + 1)
         bump[rows, columns] += 1 / (number + 1) ** 2
     return bump / bump.norm().clamp_min(TINY)
-
-
-def _sides(query: Int[Tensor, "n"], height: int, width: int) -> Int[Tensor, "n"]:
-    """Returns the edge of the squares, which shrinks with the number of the query."""
-    halvings = (query[:, None] > torch.tensor(HALVED_AFTER, device=query.device)).sum(1)
-    return (FIRST_SHARE / 2.0**halvings * height * width).sqrt().round().long()
 
 
 def _sizes(delta: Images) -> Float[Tensor, "n c 1 1"]:

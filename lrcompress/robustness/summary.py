@@ -1,5 +1,6 @@
 """From the outcomes of all blocks to an evaluation."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ def summarise(
         labels=labels,
         class_names=images.class_names,
         images_asked=len(images) if len(labels) < len(images) else None,
-        transfer=_transfer(transferred, settings),
+        transfer=_transfer(transferred, models, settings),
         examples=tuple(shown for one in outcomes for shown in one.examples),
         smoothing=settings.smoothing,
     )
@@ -93,10 +94,16 @@ def _model(role: str, sha256: str, parts: Sequence[ModelBlock], settings: Attack
         },
         corrupted={name: _joined([part.corrupted[name] for part in parts]) for name in parts[0].corrupted},
         certified=tuple(one for part in parts for one in part.certified),
-        steepness=Steepness(statistics.median(norms), statistics.median(margins) if margins else None)
-        if norms
-        else None,
+        steepness=Steepness(statistics.median(norms), _median_or_none(margins)) if norms else None,
     )
+
+
+def _median_or_none(values: Sequence[float]) -> float | None:
+    """Returns the median; None without values, or where it is not finite, as JSON knows no infinity."""
+    if not values:
+        return None
+    median = statistics.median(values)
+    return median if math.isfinite(median) else None
 
 
 def _joined(parts: Sequence[Sequence[Sequence[bool]]]) -> Rows:
@@ -104,12 +111,22 @@ def _joined(parts: Sequence[Sequence[Sequence[bool]]]) -> Rows:
     return tuple(tuple(bit for piece in row for bit in piece) for row in zip(*parts, strict=True))
 
 
-def _transfer(transferred: Mapping[str, Rows], settings: AttackSettings) -> Transfer | None:
-    """Returns shares at the radius where the first model's own images leave it nearest to half of its answers."""
+def _transfer(
+    transferred: Mapping[str, Rows], models: Sequence[ModelOutcome], settings: AttackSettings
+) -> Transfer | None:
+    """Returns shares at the radius where the first model's own images leave it nearest to half of its answers.
+
+    Of the images that all models know: the others are not attacked, or lost without an attack.
+    """
     attack = settings.transferred()
-    if not transferred or attack is None:
+    known = [image for image, bits in enumerate(zip(*(model.clean for model in models), strict=True)) if all(bits)]
+    if not transferred or attack is None or not known:
         return None
+
+    def share(rows: Rows, radius: int) -> float:
+        return sum(rows[radius][image] for image in known) / len(known)
+
     own = next(rows for pair, rows in transferred.items() if pair.partition("→")[0] == pair.partition("→")[2])
-    radius = min(range(len(own)), key=lambda index: abs(sum(own[index]) / len(own[index]) - 0.5))
-    shares = {pair: sum(rows[radius]) / len(rows[radius]) for pair, rows in transferred.items()}
-    return Transfer(attack, settings.eps[radius], shares)
+    radius = min(range(len(own)), key=lambda index: abs(share(own, index) - 0.5))
+    shares = {pair: share(rows, radius) for pair, rows in transferred.items()}
+    return Transfer(attack, settings.eps[radius], len(known), shares)

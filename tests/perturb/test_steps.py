@@ -121,9 +121,10 @@ def test_random_starts_depend_on_the_generator_only(norm):
 @every_norm
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20])
 def test_a_step_has_the_asked_size_at_any_scale_of_the_gradient(scale, norm):
-    images, gradient = torch.zeros(6, 3, 5, 4), direction(size=scale)
-    step = ascend(images, gradient, 0.05, norm)
-    assert torch.allclose(distances(step, images, norm), torch.full((6,), 0.05), rtol=1e-5)
+    images, gradient = torch.full((6, 3, 5, 4), 0.5), direction(size=scale)
+    moved = ascend(images, gradient, 0.05, norm)
+    step = moved - images
+    assert torch.allclose(distances(moved, images, norm), torch.full((6,), 0.05), rtol=1e-5)
     expected = 0.05 * gradient.sign()
     if norm == "l1":  # of sixty entries the largest one
         largest = gradient.abs().amax((1, 2, 3), keepdim=True)
@@ -178,7 +179,16 @@ def test_a_start_at_the_radius_uses_all_of_it(norm):
 def test_a_step_in_l1_goes_along_the_largest_entries():
     gradient = torch.zeros(2, 3, 10, 10)
     gradient[0, 1, 2, 3], gradient[0, 2, 2, 2], gradient[0, 0, 0, 0], gradient[0, 0, 0, 1] = -9.0, 8.0, 7.0, 1.0
-    moved = ascend(torch.zeros(2, 3, 10, 10), gradient, 0.3, "l1")[0]
+    moved = ascend(torch.full((2, 3, 10, 10), 0.5), gradient, 0.3, "l1")[0] - 0.5
     assert moved[1, 2, 3] == pytest.approx(-0.1)
     assert moved[2, 2, 2] == moved[0, 0, 0] == pytest.approx(0.1)
     assert float(moved.abs().sum()) == pytest.approx(0.3)
+
+
+def test_a_step_in_l1_leaves_out_what_is_at_the_end_of_its_range():
+    images, gradient = torch.full((1, 1, 2, 2), 0.5), torch.tensor([[[[-9.0, 8.0], [7.0, 1.0]]]])
+    images[0, 0, 0, 0], images[0, 0, 0, 1] = 0.0, 1.0
+    moved = ascend(images, gradient, 0.3, "l1") - images
+    assert moved.flatten().tolist() == pytest.approx([0, 0, 0.3, 0])
+    inward = ascend(images, -gradient, 0.3, "l1") - images
+    assert inward.flatten().tolist() == pytest.approx([0.3, 0, 0, 0])

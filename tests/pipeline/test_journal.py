@@ -1,5 +1,6 @@
 """An evaluation that was stopped goes on with what it has finished, alone or shared by processes."""
 
+import gzip
 import json
 import os
 import signal
@@ -17,13 +18,21 @@ from lrcompress.robustness import AttackSettings
 OUT = "out.safetensors"
 # Batches of two make blocks of eight: four of them for the 30 images.
 SETTINGS = AttackSettings(("fgsm", "pgd"), eps=(0.01, 0.1), steps=3, batch_size=2)
-BLOCKS = "out.unfinished-evaluation.0.json"
 COMMAND = ["attack", OUT, "--arch", "net.py:build", "--data", "data", "--pgd", "--eps", "0.01,0.1", "--steps", "3"]
 
 
 def attack(shop, *, on_attack=lambda *_: None, on_stage=lambda _: None, settings=SETTINGS, **values):
     options = EvaluateOptions(**{"settings": settings, "data": "data", "arch": "net.py:build", **values})
     return evaluate(shop / OUT, options, observer=Observer(on_attack=on_attack, on_stage=on_stage))
+
+
+def journals(shop):
+    """Returns the files of evaluations that have not ended."""
+    return sorted(shop.glob("out.unfinished-evaluation.*.0.json"))
+
+
+def blocks_in(path):
+    return json.loads(path.read_text())["blocks"]
 
 
 def figures(evaluation):
@@ -52,8 +61,9 @@ def test_what_was_finished_is_not_done_again(shop):
     before = listing(shop)
     with pytest.raises(Stopped):
         attack(shop, on_attack=stop_after(70))  # 32 per block
-    assert set(listing(shop)) - set(before) == {BLOCKS}
-    assert len(json.loads((shop / BLOCKS).read_text())["blocks"]) == 2
+    (journal,) = journals(shop)
+    assert set(listing(shop)) - set(before) == {journal.name}
+    assert len(blocks_in(journal)) == 2
     said, seen = [], []
     evaluation, _ = attack(shop, on_stage=said.append, on_attack=lambda what, done, total: seen.append(total))
     assert figures(evaluation) == expected
@@ -62,23 +72,55 @@ def test_what_was_finished_is_not_done_again(shop):
     assert set(listing(shop)) == set(before)
 
 
-def test_blocks_of_another_evaluation_do_not_count(shop):
+def test_blocks_of_another_evaluation_neither_count_nor_are_lost(shop):
     with pytest.raises(Stopped):
         attack(shop, on_attack=stop_after(70))
+    before = {path: path.read_bytes() for path in journals(shop)}
     said = []
     other = AttackSettings(("fgsm", "pgd"), eps=(0.01, 0.1), steps=4, batch_size=2)
     expected = figures(attack(shop, settings=other, on_stage=said.append)[0])
     assert not any("going on" in line for line in said)
     assert expected["settings"]["steps"] == 4
-    assert not (shop / BLOCKS).exists()
+    assert {path: path.read_bytes() for path in journals(shop)} == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "subject": {}, "blocks": [{}]}'])
-def test_a_damaged_journal_costs_its_work_and_nothing_else(shop, content):
+DAMAGES = {
+    "empty": lambda text: "",
+    "half": lambda text: text[: len(text) // 2],
+    "no table": lambda text: "[]",
+    "no blocks": lambda text: '{"version": 2, "sha256": ""}',
+    "blocks of nothing": lambda text: '{"version": 2, "sha256": "", "blocks": [{}]}',
+    "a figure changed": lambda text: text[::-1].replace("eurt", "eslaf", 1)[::-1],
+    "of before": lambda text: text.replace('"version": 2', '"version": 1'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_journal_costs_its_work_and_nothing_else(shop, damage):
     expected = figures(attack(shop)[0])
-    (shop / BLOCKS).write_text(content)
-    assert figures(attack(shop)[0]) == expected
-    assert not (shop / BLOCKS).exists()
+    with pytest.raises(Stopped):
+        attack(shop, on_attack=stop_after(70))
+    (journal,) = journals(shop)
+    text = journal.read_text()
+    assert damage(text) != text
+    journal.write_text(damage(text))
+    said = []
+    assert figures(attack(shop, on_stage=said.append)[0]) == expected
+    assert not any("going on" in line for line in said)
+    assert not journals(shop)
+
+
+def test_blocks_of_images_that_have_changed_since_are_not_used(shop):
+    with pytest.raises(Stopped):
+        attack(shop, on_attack=stop_after(70))
+    file = shop / "data" / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[16] ^= 255  # the first pixel
+    file.write_bytes(gzip.compress(content))
+    said = []
+    changed = figures(attack(shop, on_stage=said.append)[0])
+    assert any("going on: 8 of 30 images" in line for line in said)
+    assert changed == figures(attack(shop)[0])
 
 
 def test_when_time_is_up_the_next_call_goes_on(shop):
@@ -86,11 +128,12 @@ def test_when_time_is_up_the_next_call_goes_on(shop):
     values = report["evaluations"][-1]
     assert (values["complete"], values["images"], values["images_asked"]) == (False, 8, 30)
     assert "in an order drawn with seed 0" in first.data
-    assert (shop / BLOCKS).exists()
+    assert journals(shop)
     counts = [attack(shop, time_limit=1e-9)[0].images for _ in range(3)]
     assert counts == [16, 24, 30]
-    assert not (shop / BLOCKS).exists()
-    assert report_of(shop / OUT)["evaluations"][-1]["complete"] is True
+    assert not journals(shop)
+    (only,) = report_of(shop / OUT)["evaluations"]
+    assert only["complete"] is True
 
 
 def test_a_disk_that_is_full_is_told(shop, monkeypatch):
@@ -126,7 +169,8 @@ def test_a_command_that_was_killed_goes_on_with_the_same_result(shop):
     command = [*COMMAND, "--batch-size", "2"]
     done = subprocess.run([sys.executable, "-c", KILLED, *command], cwd=shop, env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert len(json.loads((shop / BLOCKS).read_text())["blocks"]) == 2
+    (journal,) = journals(shop)
+    assert len(blocks_in(journal)) == 2
     settings = AttackSettings(("noise", "fgsm", "pgd"), eps=(0.01, 0.1), steps=3, batch_size=2)
     said = []
     resumed = figures(attack(shop, settings=settings, on_stage=said.append)[0])

@@ -70,9 +70,15 @@ def test_attacks_are_paired_where_they_were_as_strong():
     strong = compare_reports(report(with_settings(batch_size=1)), report(with_settings(batch_size=9)))
     assert names(strong) == {"clean"} | {f"{a}@{e} ℓ∞" for a in ("fgsm", "pgd", "worst") for e in ("4/255", "8/255")}
     weaker = compare_reports(report(with_settings(steps=5)), report(plain_evaluation()))
-    assert names(weaker) == {"clean"}
+    assert names(weaker) == {"clean", "fgsm@4/255 ℓ∞", "fgsm@8/255 ℓ∞"}  # FGSM has one step always
     other_norm = compare_reports(report(plain_evaluation(norm="l2")), report(plain_evaluation()))
     assert names(other_norm) == {"clean"}
+
+
+def test_settings_of_attacks_that_only_one_of_both_ran_do_not_count():
+    more = with_settings(attacks=["fgsm", "pgd", "square"], queries=500, foolbox="3.3.4 for fmn")
+    assert "pgd@4/255 ℓ∞" in names(compare_reports(report(more), report(plain_evaluation())))
+    assert "worst@4/255 ℓ∞" not in names(compare_reports(report(more), report(plain_evaluation())))
 
 
 def test_the_worst_case_is_compared_only_over_the_same_attacks():

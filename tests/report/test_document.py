@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,17 @@ def test_the_same_question_is_answered_once_with_the_latest_answer(report):
     assert (only["command"], only["models"]["compressed"]["clean"]["correct"]) == ("second", 17)
 
 
-@pytest.mark.parametrize("other", [{"data": "other data"}, {"attacked": False}, {"seed": 1}])
+def test_a_part_of_an_answer_is_replaced_by_a_larger_part_of_it_and_by_the_whole(report):
+    for images, asked in ((8, 20), (16, 20), (20, None)):
+        part = replace(evaluation(), images=images, images_asked=asked)
+        report = with_evaluation(report, part, command=f"{images} images")
+        assert [one["command"] for one in report["evaluations"]] == [f"{images} images"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"data": "other data"}, {"attacked": False}, {"seed": 1}, {"steps": 99}, {"eps": (1 / 255, 2 / 255)}],
+)
 def test_other_questions_stand_beside_each_other(report, other):
     report = with_evaluation(report, evaluation(), command="first")
     report = with_evaluation(report, evaluation(**other), command="second")

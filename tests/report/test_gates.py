@@ -110,6 +110,24 @@ def test_robustness_that_may_be_overestimated_passes_no_gate(model, text, expect
     assert ("overestimated: PGD is too weak" in found["message"]) == (expected == "INCONCLUSIVE")
 
 
+@pytest.mark.parametrize(
+    ("model", "text", "expected"),
+    [
+        ("compressed", "clean.drop > 90", "INCONCLUSIVE"),
+        ("compressed", "clean.accuracy < 5", "INCONCLUSIVE"),
+        ("compressed", "pgd@4/255.drop > 90", "INCONCLUSIVE"),
+        ("baseline", "clean.drop > 90", "INCONCLUSIVE"),
+        ("baseline", "clean.accuracy < 5", "PASS"),
+        ("compressed", "clean.drop > 0.1", "FAIL"),
+    ],
+)
+def test_a_model_that_guesses_passes_no_gate(model, text, expected):
+    guess = {"severity": "inconclusive", "check": "guesses", "message": "it guesses", "model": model}
+    found = outcome(report_with(plain_evaluation(findings=[guess])), text)
+    assert found["outcome"] == expected
+    assert ("it guesses" in found["message"]) == (expected == "INCONCLUSIVE")
+
+
 def test_where_the_original_is_right_nowhere_no_drop_passes():
     report = report_with(plain_evaluation(robust=((600, 0), (590, 0))))
     assert "none could be lost" in outcome(report, "pgd@8/255.drop > 2")["message"]

@@ -13,7 +13,7 @@ from lrcompress.robustness.attacks import relative_stepsize
         (["8/255,4/255"], [8 / 255, 4 / 255]),
         (["8/255", "0.03"], [8 / 255, 0.03]),
         ([" 1/255 , 0 "], [1 / 255, 0]),
-        (["1"], [1]),
+        (["0.99"], [0.99]),
         ([], []),
         (["1e-3"], [0.001]),
     ],
@@ -22,7 +22,7 @@ def test_radii_are_fractions_or_numbers(texts, expected):
     assert parse_eps(texts, "linf") == pytest.approx(tuple(expected))
 
 
-@pytest.mark.parametrize("text", ["8", "2/1", "255", "1.01"])
+@pytest.mark.parametrize("text", ["8", "2/1", "255", "1"])
 def test_a_radius_in_bytes_is_refused_with_what_was_meant(text):
     with pytest.raises(OptionError, match=r"in units of images in \[0, 1\]") as refused:
         parse_eps([text], "linf")

@@ -43,6 +43,10 @@ def test_options_are_read_as_python_has_them():
         ("zzz=20", "has no option `zzz`", "it has "),
         ("steps", "takes steps=VALUE, got `steps`", "L2FMNAttack:steps=10"),
         ("steps=many", "takes steps=VALUE, got `steps=many`", "steps=10"),
+        ("steps=0", "takes a whole number of at least 1 as steps, got `0`", "L2FMNAttack:steps=100"),
+        ("steps=-3", "takes a whole number of at least 1 as steps", "steps="),
+        ("steps=1.5", "takes a whole number of at least 1 as steps", "steps="),
+        ("steps=True", "takes a whole number of at least 1 as steps", "steps="),
     ],
 )
 def test_options_that_an_attack_does_not_have_are_refused(texts, message, hint):

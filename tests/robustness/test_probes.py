@@ -1,6 +1,7 @@
 """One network for each thing that makes figures void or doubtful, and ordinary ones that give no cause for doubt."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -72,7 +73,10 @@ def test_a_radius_of_zero_that_breaks_images_is_refused():
 def test_rounded_logits_leave_no_gradient_to_follow():
     network = tiny_mlp()
     model = Behind(network, lambda logits: (8 * logits).round() / 8)
-    assert ("unreliable", "zero-gradients") in checks(evaluate(model, own_labels(model), eps=(0.02,)))
+    found = evaluate(model, own_labels(model), eps=(0.02,))
+    assert ("unreliable", "zero-gradients") in checks(found)
+    # No step leads to another class: the distance is infinite, and JSON has no infinity.
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["gradients"]["compressed"]["median_margin"] is None
 
 
 def test_saturated_logits_leave_no_gradient_of_the_cross_entropy_but_one_of_the_ratio():
@@ -88,24 +92,35 @@ def test_saturated_logits_leave_no_gradient_of_the_cross_entropy_but_one_of_the_
 
 
 class Blocked(torch.autograd.Function):
-    """Passes images on, and gives gradients that lead nowhere: their signs by chance."""
+    """Passes images on, and other gradients than there are."""
 
     @staticmethod
-    def forward(ctx, images):
+    def forward(ctx, images, change):
+        ctx.change = change
         return images.clone()
 
     @staticmethod
     def backward(ctx, gradient):
-        return torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0))
+        return ctx.change(gradient), None
+
+
+def by_chance(gradient):
+    return torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0))
+
+
+def backwards(gradient):
+    return -gradient
 
 
 class Misleading(nn.Module):
-    def __init__(self, network):
+    """A network whose gradients lead nowhere."""
+
+    def __init__(self, network, change=by_chance):
         super().__init__()
-        self.network = network
+        self.network, self.change = network, change
 
     def forward(self, images):
-        return self.network(Blocked.apply(images))
+        return self.network(Blocked.apply(images, self.change))
 
 
 def test_gradients_that_mislead_are_found_by_what_was_made_against_the_other_model():
@@ -174,9 +189,48 @@ def test_a_larger_radius_that_breaks_less_is_told():
     known = known_block(model, images)
     standing = torch.zeros(2, 200, dtype=torch.bool)  # the smaller radius breaks all
     settings = AttackSettings(attacks=("pgd",), eps=(0.05, 0.5), steps=1)
-    (found,) = probe_attack(model, "compressed", known, standing, settings, Passes())
+    found, blind = probe_attack(model, "compressed", known, standing, settings, Passes())
     assert (found.severity, found.check) == ("unreliable", "not-monotone")
     assert "at ε = 0.5 PGD leaves" in found.message
+    # A long step goes over the valley.
+    assert (blind.severity, blind.check) == ("unreliable", "large-radius")
+    assert "withstands PGD at ε = 0.5 in ℓ∞, where nothing is left of an image, on 12" in blind.message
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_images_that_withstand_what_leaves_nothing_of_them_are_told_whatever_the_radii(norm):
+    model = Misleading(tiny_mlp(), backwards)
+    images = own_labels(model)
+    assert ("unreliable", "large-radius") in checks(evaluate(model, images, attacks=("pgd",), eps=(0.01,), norm=norm))
+    sound = checks(evaluate(tiny_mlp(), images, attacks=("pgd",), eps=(0.01,), norm=norm))
+    assert ("unreliable", "large-radius") not in sound
+
+
+class OtherwiseWithGradients(nn.Module):
+    """A network that hides itself from attacks: while gradients are computed it gives other answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = tiny_mlp()
+
+    def forward(self, images):
+        logits = self.network(images)
+        return logits.roll(1, 1) if torch.is_grad_enabled() else logits
+
+
+def test_a_network_that_answers_otherwise_while_gradients_are_computed_is_refused():
+    with pytest.raises(EvaluationError, match="answers differently while gradients are computed"):
+        evaluate(OtherwiseWithGradients(), pattern_images(40))
+
+
+def test_attacks_of_foolbox_alone_are_probed_too():
+    model = tiny_mlp()
+    weak = evaluate(model, own_labels(model), attacks=("LinfPGD:steps=1,rel_stepsize=0.01",), eps=(0.05,), steps=10)
+    (found,) = [one for one in weak.findings if one.check == "doubled-steps"]
+    assert "20 steps of PGD break" in found.message
+    assert found.message.endswith("the attacks are too weak")
+    assert weak.models[0].forward_passes > COUNT
+    assert weak.models[0].backward_passes >= COUNT / 2
 
 
 def trained(seed):

@@ -256,10 +256,11 @@ def test_the_ratio_of_logits_does_not_change_with_their_scale():
         assert (small.abs() > 1e-3).all()
 
 
-def test_squares_become_smaller():
-    one, images = LinfSquare(0.1, "linf", 10_000), torch.full((1, 1, 20, 20), 0.5)
+@pytest.mark.parametrize("queries", [10_000, 1_000])
+def test_squares_become_smaller_with_the_share_of_the_queries_that_is_spent(queries):
+    one, images = LinfSquare(0.1, "linf", queries), torch.full((1, 1, 20, 20), 0.5)
     sides = []
-    for step in (0, 60, 600, 9_000):
+    for step in (0, queries * 6 // 1000, queries * 6 // 100, queries * 9 // 10):
         state = one.begin(images, torch.zeros(1, CLASSES), torch.tensor([5]))
         state |= {"images": images, "step": torch.tensor([step])}
         # The whole image was better before, so that the next square is all that differs from it.
@@ -267,8 +268,7 @@ def test_squares_become_smaller():
         tried = one.advance(state, torch.zeros(1), None)["moved"]
         sides.append(round(float((tried != images).sum()) ** 0.5))
     assert sides == sorted(sides, reverse=True)
-    assert sides[0] == 18  # √(0.8 · 400)
-    assert sides[-1] == 1
+    assert sides == [18, 9, 4, 1]  # √(0.8 · 400 / 2ᵏ), k = 0, 2, 4 and 9
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 44])

@@ -12,7 +12,14 @@ from torch import nn
 
 from lrcompress.data import ImageSet
 from lrcompress.errors import EvaluationError, OptionError
-from lrcompress.robustness import AttackSettings, BlockOutcome, EvaluatedModel, Work, evaluate_models
+from lrcompress.robustness import (
+    AttackSettings,
+    BlockOutcome,
+    EvaluatedModel,
+    Work,
+    evaluate_models,
+    of_these_images,
+)
 
 SETTINGS = AttackSettings(("noise", "pgd"), eps=(0.02, 0.05), steps=3, batch_size=8)  # blocks of 32
 COUNT = 100
@@ -90,9 +97,31 @@ def test_when_time_is_up_the_same_images_of_both_models_count_and_the_report_say
     assert "images_asked" not in expected
 
 
+def test_blocks_of_other_images_or_labels_do_not_count(whole):
+    _, images, blocks, _ = whole
+    assert of_these_images(blocks, images, SETTINGS) == blocks
+    pixels, labels = images.dataset.pixels.clone(), images.dataset.labels.clone()
+    pixels[40, 0, 0, 0] = 1 - pixels[40, 0, 0, 0]
+    labels[99] = 1 - labels[99].clamp_max(1)
+    others = ImageSet(TensorImages(pixels, labels), (), "noise")
+    assert [one.number for one in of_these_images(blocks, others, SETTINGS)] == [0, 2]
+    fewer = ImageSet(TensorImages(pixels[:32], labels[:32]), (), "noise")
+    assert [one.number for one in of_these_images(blocks, fewer, SETTINGS)] == [0]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 7.0), ("l1", 48.0)])  # of 48 values between 0 and 1
+def test_a_radius_that_reaches_from_black_to_white_is_refused(norm, eps):
+    models = networks()
+    images = own_labels(models[0].model, 16)
+    with pytest.raises(OptionError, match="between black and white images of this size"):
+        evaluate_models(models, images, AttackSettings(("noise",), norm=norm, eps=(0.1, eps)))
+    evaluate_models(models, images, AttackSettings(("noise",), norm=norm, eps=(0.1, eps - 0.1)))
+
+
 def test_what_one_model_is_misled_by_is_shown_to_the_other(whole):
     *_, expected = whole
     transfer = expected["transfer"]
+    assert transfer["images"] == COUNT
     assert transfer["attack"] == "pgd"
     shares = transfer["accuracy"]
     assert set(shares) == {
@@ -100,7 +129,24 @@ def test_what_one_model_is_misled_by_is_shown_to_the_other(whole):
     }
     place = [row["eps"] for row in expected["models"]["baseline"]["attacks"]["pgd"]].index(transfer["eps"])
     for role in ("baseline", "compressed"):
-        assert shares[f"{role}→{role}"] == expected["models"][role]["attacks"]["pgd"][place]["accuracy"]
+        bits = expected["models"][role]["attacks"]["pgd"][place]["bits"]
+        assert shares[f"{role}→{role}"] == bits.count("1") / COUNT
+
+
+def test_what_one_model_does_not_know_is_not_counted_as_transferred(whole):
+    models, images, _, _ = whole
+    labels = images.dataset.labels.clone()
+    labels[:20] = (labels[:20] + 1) % 4
+    evaluation = evaluate_models(models, ImageSet(TensorImages(images.dataset.pixels, labels), (), "noise"), SETTINGS)
+    assert evaluation.transfer.images == sum(
+        first and second for first, second in zip(*(model.clean for model in evaluation.models), strict=True)
+    )
+    assert 75 <= evaluation.transfer.images <= 80
+    place = SETTINGS.eps.index(evaluation.transfer.eps)
+    for model in evaluation.models:
+        stands = [bit for image, bit in enumerate(model.outcome("pgd").robust[place]) if image >= 20]
+        shares = evaluation.transfer.accuracy
+        assert shares[f"{model.role}→{model.role}"] == sum(stands) / evaluation.transfer.images
 
 
 def test_examples_are_pictures_of_images_that_the_compressed_model_loses(whole):

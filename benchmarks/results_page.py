@@ -14,6 +14,8 @@ from typing import Any
 
 from results import read_results
 
+from lrcompress.report.words import NORM_SIGNS
+
 ROOT = Path(__file__).parents[1]
 TUNED_ROWS = ("dense", "dense_long", "svd_95", "fixed_95", "dlrt_95", "paper_95", "robust_95", "distilled_95",
               "distilled_97", "dense_adversarial", "adversarial_94")  # fmt: skip
@@ -419,20 +421,30 @@ def attack_section() -> str:
     parts = read_results("attack")
     cross, speed, doubts = (parts[name] for name in ("crosscheck", "speed", "doubts"))
     rows = [
-        [name, radius(one["eps"]), str(one["images"]), *(f"{both['ours']} / {both['pyautoattack']}" for both in counts)]
+        [
+            name,
+            radius(one["eps"]),
+            str(one["images"]),
+            *(
+                " / ".join(", ".join(map(str, both[package])) for package in ("ours", "pyautoattack"))
+                for both in counts
+            ),
+        ]
         for name, one in cross["networks"].items()
         for counts in [[one["withstand"][attack] for attack in ("apgd-ce", "apgd-t", "square")]]
     ]
     found = [
         [
             name,
+            NORM_SIGNS[norm],
             percent(one["clean"]),
-            ", ".join(percent(share) for share in one["worst"].values()),
-            "; ".join(f"{finding['check']}" for finding in one["findings"]) or "none",
+            ", ".join(f"{radius(float(eps)) if norm == 'linf' else eps}: {percent(share)}" for eps, share in worst),
+            "; ".join(finding["check"] for finding in one["findings"]) or "none",
         ]
-        for name, one in doubts["networks"].items()
+        for norm, by_name in doubts["norms"].items()
+        for name, one in by_name.items()
+        for worst in [one["worst"].items()]
     ]
-    radii = ", ".join(next(iter(doubts["networks"].values()))["worst"])
     timed = [
         [
             name,
@@ -448,12 +460,12 @@ def attack_section() -> str:
     return f"""## The attacks
 
 `python benchmarks/attack.py crosscheck`: images that withstand, ours / those of the package `pyautoattack`, with as
-many steps ({cross["steps"]}) and queries ({cross["queries"]:,}), of the given number of images that the network knows.
+many steps ({cross["steps"]}) and queries ({cross["queries"]:,}), of the given number of images that the network knows;
+Square, which draws at random, with three seeds.
 
 {table(["network", "ε", "images", "APGD-CE", "targeted APGD", "Square"], rows)}
 
-The largest difference is {cross["autoattack_max_difference"]}, in Square, which draws at random: there the package
-draws the same squares for all images of a batch, ours others for each.
+The largest difference, of means over the seeds, is {cross["autoattack_max_difference"]:.3g}.
 
 {circumstances(cross)}
 
@@ -467,10 +479,10 @@ leave early, and on what the gradients of the weights cost. Where a range is wid
 
 {circumstances(speed)}
 
-`python benchmarks/attack.py doubts`: ordinary networks under `--suite standard`, {doubts["images"]:,} images; worst
-case at {radii}. What the checks find is a false alarm.
+`python benchmarks/attack.py doubts`: ordinary networks under `--suite standard`, {doubts["images"]:,} images, all but
+the first beside the first. What the checks find is a false alarm: {doubts["false_alarms"]} in all.
 
-{table(["network", "clean", "worst case", "doubts"], found)}
+{table(["network", "norm", "clean", "worst case at ε", "doubts"], found)}
 
 {circumstances(doubts)}
 {full_text(parts.get("full"))}"""

@@ -44,6 +44,9 @@ def find_doubts(
     if images < FEW_IMAGES:
         message = f"{images} images give wide intervals; a one-point claim needs {FEW_IMAGES} or more"
         findings.append(Finding("inconclusive", message, "few-images"))
+    if images < classes:
+        message = f"{images} images of {classes:,} classes: most classes are hardly tried, or not at all"
+        findings.append(Finding("inconclusive", message, "few-images"))
     for model in models:
         findings += [
             *_weaker_beats_stronger(model),

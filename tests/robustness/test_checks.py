@@ -34,6 +34,13 @@ def test_few_images_are_inconclusive():
     assert findings(outcome(images=300)) == []
 
 
+def test_fewer_images_than_classes_are_inconclusive():
+    assert find_doubts([outcome(images=300)], classes=300) == ()
+    (found,) = find_doubts([outcome(images=300)], classes=1000)
+    assert (found.severity, found.check) == ("inconclusive", "few-images")
+    assert "300 images of 1,000 classes" in found.message
+
+
 def test_a_weaker_attack_that_breaks_more_makes_the_figures_unreliable():
     pgd = [bits(250), bits(100)]
     weaker = [bits(247), bits(100)]

@@ -474,7 +474,8 @@ the third figures of Square are those of the package with that mended.
 {table(["network", "ε", "images", "APGD-CE", "targeted APGD", "Square"], rows)}
 
 Of both APGD the largest difference is {differences["apgd"]}. Of Square the means over the seeds differ by up to
-{differences["square"]:.2g} images, {differences["edge"]:.2g} with the package's edge mended: more than one image, within what other seeds change.
+{differences["square"]:.2g} images, {differences["edge"]:.2g} with the package's edge mended: more than one image,
+within what other seeds change.
 
 {circumstances(cross)}
 

@@ -91,26 +91,33 @@ def project(moved: Images, images: Images, eps: float, norm: Norm) -> Images:
         sizes = delta.flatten(1).norm(dim=1)[:, None, None, None]
         delta = delta * (eps / sizes.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1)
     else:
-        delta = _onto_l1_ball(delta, eps)
+        delta = _onto_l1_ball(delta, images, eps)
     return (images + delta).clamp(0, 1)
 
 
-def _onto_l1_ball(delta: Images, eps: float) -> Images:
-    """Returns the nearest points of the ball: all entries shrunk by what makes their sum right.
+def _onto_l1_ball(delta: Images, images: Images, eps: float) -> Images:
+    """Returns the nearest perturbations that lie in the ball and keep the images in [0, 1].
 
-    Source: Duchi et al. 2008, Efficient projections onto the ℓ1-ball.
+    All entries are shrunk by the same λ, but none stays larger than its room to the end of the range. Clipping after a
+    projection onto the ball alone would leave a part of ε unused.
+
+    Source: Croce, Hein 2021 (arXiv 2103.01208), Proposition 2.1.
     """
     sizes = delta.flatten(1).abs()
-    falling = sizes.sort(dim=1, descending=True).values
-    excess = falling.cumsum(1) - eps
-    ranks = torch.arange(1, falling.shape[1] + 1, device=delta.device)
-    last = (falling * ranks > excess).sum(1).clamp_min(1)
-    cut = (excess.gather(1, last[:, None] - 1) / last[:, None]).clamp_min(0)
-    left = (sizes - cut).clamp_min(0)
+    room = torch.where(delta > 0, 1 - images, images).flatten(1)
+    # As λ falls, an entry begins to count at its size, and stops growing where it fills its room.
+    turns, order = torch.cat([sizes, (sizes - room).clamp_min(0)], 1).sort(dim=1, descending=True)
+    slopes = torch.where(order < sizes.shape[1], 1.0, -1.0).cumsum(1)
+    sums = (slopes[:, :-1] * (turns[:, :-1] - turns[:, 1:])).cumsum(1)  # with λ at each turn but the first
+    before = (sums < eps).sum(1, keepdim=True).clamp_max(sums.shape[1] - 1)  # the last turn at which they are too small
+    reached = torch.where(before > 0, sums.gather(1, (before - 1).clamp_min(0)), 0.0)
+    steps = (eps - reached) / slopes.gather(1, before).clamp_min(1)
+    cut = (turns.gather(1, before) - steps).clamp_min(0)
+    left = torch.minimum((sizes - cut).clamp_min(0), room)
     left = left * (eps / left.sum(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1)  # of rounding
     shrunk = delta.sign() * left.view_as(delta)
     # What lies within already stays as it is, to the last bit.
-    inside = (sizes.sum(1) <= eps)[:, None, None, None]
+    inside = (torch.minimum(sizes, room).sum(1) <= eps)[:, None, None, None]
     return torch.where(inside, delta, shrunk)
 
 

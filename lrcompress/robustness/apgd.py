@@ -1,7 +1,8 @@
-"""APGD: steps with momentum whose size is halved where they do not help, image by image.
+"""APGD: steps with momentum whose size is halved where they do not help, image by image; in ℓ1 sparse steps.
 
 Source: Croce, Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks (arXiv 2003.01690), Algorithm 1 and section 4.
+attacks (arXiv 2003.01690), Algorithm 1 and section 4; for ℓ1 Croce, Hein 2021, Mind the box (arXiv 2103.01208),
+section 3.
 """
 
 import torch
@@ -9,12 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from lrcompress.perturb import Norm, project, seeded_start
+from lrcompress.perturb import Norm, normal, project, seeded_start
 from lrcompress.robustness.iterated import Images, IteratedAttack, State
 from lrcompress.robustness.pgd import step_up
 
 MOMENTUM, RISING = 0.75, 0.75  # α, and ρ: the share of an interval's steps that must raise the loss
 TINY = 1e-12
+# In ℓ1:
+FIRST_SHARE = 0.2  # of the values, that the first steps change
+LOOKED_AT = 0.04  # share of the steps after which shares and sizes are looked at
+SHRINK = 1.5  # what both are then divided by
+SMALLER = 0.95  # below this share of the values that were changed before, they have become fewer
+SMALLEST = 0.1  # size of a step relative to ε
 
 
 def checkpoints(steps: int) -> dict[int, int]:
@@ -29,16 +36,19 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 
 class Apgd(IteratedAttack):
-    """APGD on the cross entropy, from a random start, in ℓ∞ or ℓ2."""
+    """APGD on the cross entropy, from a random start."""
 
     def __init__(self, eps: float, norm: Norm, steps: int) -> None:
         super().__init__(eps, norm, steps)
+        self.interval = max(int(LOOKED_AT * steps), 1)
         self.intervals = torch.zeros(steps + 1)
         for step, interval in checkpoints(steps).items():
             self.intervals[step] = interval
 
     @override
     def begin(self, images: Images, logits: Float[Tensor, "n k"], seeds: Int[Tensor, "n"]) -> State:
+        if self.norm == "l1":
+            return self._begin_sparse(images, seeds)
         start = seeded_start(images, self.eps, self.norm, seeds=seeds, at_radius=True)
         zeros = torch.zeros(len(images), device=images.device)
         none = torch.zeros_like(images)
@@ -58,6 +68,8 @@ class Apgd(IteratedAttack):
     @override
     def advance(self, state: State, losses: Float[Tensor, "n"], gradient: Images | None) -> State:
         assert gradient is not None
+        if self.norm == "l1":
+            return self._advance_sparse(state, losses, gradient)
         moved = state["moved"]
         better = losses > state["best_loss"]
         wide = _wide(better)
@@ -93,6 +105,54 @@ class Apgd(IteratedAttack):
             "best_at_check": torch.where(checked, best_loss, at_check),
             "halved": torch.where(checked, halve.to(size), state["halved"]),
         }
+
+    def _begin_sparse(self, images: Images, seeds: Int[Tensor, "n"]) -> State:
+        values = images[0].numel()
+        start = project(images + normal(seeds, values).view_as(images), images, self.eps, "l1")
+        zeros = torch.zeros(len(images), device=images.device)
+        return {
+            "moved": start,
+            "best": start,
+            "best_gradient": torch.zeros_like(images),
+            "best_loss": zeros - torch.inf,
+            "size": zeros + self.eps,
+            "share": zeros + FIRST_SHARE,
+            "changed": zeros + values,
+        }
+
+    def _advance_sparse(self, state: State, losses: Float[Tensor, "n"], gradient: Images) -> State:
+        """Steps along the largest entries; their number follows that of the values which the best point changes."""
+        images, moved, values = state["images"], state["moved"], gradient[0].numel()
+        better = losses > state["best_loss"]
+        best = torch.where(_wide(better), moved, state["best"])
+        best_gradient = torch.where(_wide(better), gradient, state["best_gradient"])
+        checked = (state["step"] > 0) & (state["step"] % self.interval == 0)
+        changed = (best != images).flatten(1).sum(1).to(losses)
+        fewer = changed < SMALLER * state["changed"]
+        smaller_size = (state["size"] / SHRINK).clamp_min(SMALLEST * self.eps)
+        size = torch.where(checked, torch.where(fewer, self.eps, smaller_size), state["size"])
+        share = torch.where(checked, changed / values / SHRINK, state["share"])
+        start_anew = _wide(checked & fewer)
+        moved, gradient = torch.where(start_anew, best, moved), torch.where(start_anew, best_gradient, gradient)
+        return {
+            "moved": project(moved + _wide(size) * _sparse_direction(gradient, share), images, self.eps, "l1"),
+            "best": best,
+            "best_gradient": best_gradient,
+            "best_loss": torch.where(better, losses, state["best_loss"]),
+            "size": size,
+            "share": share,
+            "changed": torch.where(checked, changed, state["changed"]),
+        }
+
+
+def _sparse_direction(gradient: Images, share: Float[Tensor, "n"]) -> Images:
+    """Returns signs of the given share of each image's largest gradient entries, of ℓ1 size 1."""
+    sizes = gradient.flatten(1).abs()
+    values = sizes.shape[1]
+    smallest = ((1 - share) * values).long().clamp(0, values - 1)
+    least = sizes.sort(dim=1).values.gather(1, smallest[:, None])
+    signs = torch.where(sizes >= least, gradient.flatten(1).sign(), 0.0)
+    return (signs / (signs.abs().sum(1, keepdim=True) + TINY)).view_as(gradient)
 
 
 class ApgdDlr(Apgd):

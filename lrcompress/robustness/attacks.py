@@ -86,20 +86,13 @@ ATTACKS: dict[str, AttackKind] = {
     "pgd": AttackKind(
         "PGD", NORMS, lambda s, eps, run: Pgd(eps, s.norm, s.steps), _restarts, uses=(*ITERATED, "rel_stepsize")
     ),
-    "apgd-ce": AttackKind(
-        "APGD-CE", ("linf", "l2"), lambda s, eps, run: Apgd(eps, s.norm, s.steps), _restarts, uses=ITERATED
-    ),
+    "apgd-ce": AttackKind("APGD-CE", NORMS, lambda s, eps, run: Apgd(eps, s.norm, s.steps), _restarts, uses=ITERATED),
     "apgd-dlr": AttackKind(
-        "APGD-DLR",
-        ("linf", "l2"),
-        lambda s, eps, run: ApgdDlr(eps, s.norm, s.steps),
-        _restarts,
-        classes=3,
-        uses=ITERATED,
+        "APGD-DLR", NORMS, lambda s, eps, run: ApgdDlr(eps, s.norm, s.steps), _restarts, classes=3, uses=ITERATED
     ),
     "apgd-t": AttackKind(
         "targeted APGD-DLR",
-        ("linf", "l2"),
+        NORMS,
         lambda s, eps, run: ApgdTargeted(eps, s.norm, s.steps, rank=run + 1),
         _targets,
         classes=4,

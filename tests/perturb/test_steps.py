@@ -74,6 +74,27 @@ def test_what_lies_outside_is_brought_to_the_nearest_point_of_the_ball(norm):
     assert torch.allclose(distances(moved, images, norm), torch.full((6,), eps), rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [0.02, 0.3, 5.0])
+def test_what_the_range_of_pixels_cuts_off_in_l1_is_given_to_other_pixels(size):
+    images = some_images()
+    images[0] = 0.0  # half of all directions have no room at all
+    delta, eps = direction(size=size), 2.0
+    moved = project(images + delta, images, eps, "l1") - images
+    # The nearest point shrinks all entries by the same, but for those that their room limits; found by bisection.
+    delta = (images + delta) - images
+    room = torch.where(delta > 0, 1 - images, images)
+    low, high = torch.zeros(6, 1, 1, 1), delta.abs().amax((1, 2, 3), keepdim=True)
+    for _ in range(60):
+        middle = (low + high) / 2
+        large = torch.minimum((delta.abs() - middle).clamp_min(0), room).sum((1, 2, 3), keepdim=True) > eps
+        low, high = torch.where(large, middle, low), torch.where(large, high, middle)
+    cut = torch.where(torch.minimum(delta.abs(), room).sum((1, 2, 3), keepdim=True) > eps, high, 0.0)
+    expected = delta.sign() * torch.minimum((delta.abs() - cut).clamp_min(0), room)
+    assert torch.allclose(moved, expected, atol=2e-6)
+    if size > 0.02:
+        assert torch.allclose(distances(images + moved, images, "l1"), torch.full((6,), eps), rtol=1e-4)
+
+
 @every_norm
 def test_images_are_projected_each_for_itself(norm):
     images, moved = some_images(), some_images() + direction()

@@ -75,7 +75,7 @@ def test_an_unknown_attack_is_answered_with_the_nearest_names_or_all():
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "hint"), [("square", "l1", "linf"), ("ddn", "linf", "l2"), ("apgd-ce", "l1", "linf")]
+    ("name", "norm", "hint"), [("square", "l1", "linf"), ("ddn", "linf", "l2"), ("deepfool", "l1", "linf")]
 )
 def test_an_attack_is_refused_in_a_norm_that_it_does_not_know(name, norm, hint):
     with pytest.raises(OptionError, match=f"{name} does not work in {norm}") as refused:

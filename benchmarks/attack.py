@@ -47,7 +47,7 @@ from lrcompress.robustness.pgd import Pgd
 from lrcompress.robustness.square import LinfSquare
 
 COMPARED, STEPS, QUERIES = 200, 100, 1000
-DOUBTED = 500  # images
+DOUBTED = 300  # images
 SQUARE_SEEDS = 3  # its count depends on what is drawn, that of the others hardly
 ADVERSARIAL: dict[str, Any] = {"adversarial": "fgsm-rs", "adversarial_eps": 8 / 255, "epochs": 4, "lr": 5e-4}
 SPEED_EPS = tuple(value / 255 for value in (1, 2, 4, 8))

@@ -362,6 +362,7 @@ def full(data: str) -> dict[str, Any]:
     resumed = json.loads(subprocess.run(attack, check=True, stdout=subprocess.PIPE).stdout)
     return {
         "seconds": seconds,
+        "threads": torch.get_num_threads(),
         "images": whole["images"],
         "same_after_kill": without_times(whole) == without_times(resumed),
         "parameters": count_parameters(loaded.model),

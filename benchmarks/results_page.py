@@ -506,7 +506,8 @@ def full_text(part: dict[str, Any] | None) -> str:
     return f"""
 `python benchmarks/attack.py full --data DIR`: {part["images"]:,} images, `--suite standard` at ε = 4/255 on both models
 ({part["macs"] / 1e6:,.0f} million multiply-accumulates per image uncompressed) takes
-{part["seconds"] / 60:.0f} minutes with {part["threads"]} thread{"s" * (part["threads"] > 1)}. Killed (`kill -9`) on its way and started again it ends with {same} figures.
+{part["seconds"] / 60:.0f} minutes with {part["threads"]} thread{"s" * (part["threads"] > 1)}. Killed (`kill -9`) on its
+way and started again it ends with {same} figures.
 
 {circumstances(part)}
 """

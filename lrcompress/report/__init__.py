@@ -20,7 +20,7 @@ from lrcompress.report.render import FORMATS, document_path, render_documents, r
 from lrcompress.report.schema import find_fault, report_schema
 from lrcompress.report.upgrade import REPORT_SCHEMA
 from lrcompress.report.verdict import accuracy_sentences, drop_sentences, verdict
-from lrcompress.report.words import paper_sentences, radius, radius_of
+from lrcompress.report.words import paper_sentences, radius_of
 
 __all__ = [
     "FORMATS",
@@ -44,7 +44,6 @@ __all__ = [
     "paper_sentences",
     "parse_gate",
     "product_sentence",
-    "radius",
     "radius_of",
     "read_report",
     "render_documents",

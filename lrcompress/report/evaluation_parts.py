@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from lrcompress.perturb import format_radius
 from lrcompress.report.parts import Chart, Command, Curve, Example, Gallery, Note, Part, Picture, Section, Table
-from lrcompress.report.words import NORM_SIGNS, paper_scales, paper_sentences, points, radius, radius_of
+from lrcompress.report.words import NORM_SIGNS, paper_scales, paper_sentences, points, radius_of
 
 ROLES = {"baseline": "uncompressed", "compressed": "compressed"}
 # What the size of a gradient is measured in, by the norm of the perturbation.
@@ -63,7 +64,7 @@ def accuracy_chart(evaluation: Mapping[str, Any]) -> Chart | None:
             )
             for role, points in rows.items()
         ],
-        radii=["0", *(radius(row["eps"], norm) for row in rows["compressed"][1:])],
+        radii=["0", *(format_radius(row["eps"], norm) for row in rows["compressed"][1:])],
         axis=f"radius ε ({NORM_SIGNS[norm]}, pixel units)",
         note=f"Bands: {evaluation['interval']}.",
     )
@@ -168,7 +169,7 @@ def _classes(evaluation: Mapping[str, Any]) -> Table:
     names, classes = evaluation.get("class_names") or [], list(evaluation["per_class"])
     roles = [role for role in ROLES if role in classes[0]]
     radii = [row["eps"] for row in evaluation["models"]["compressed"]["attacks"].get("worst", [])]
-    told = [radius(eps, evaluation["norm"]) for eps in radii]
+    told = [format_radius(eps, evaluation["norm"]) for eps in radii]
     caption = f"Accuracy by class in %{CHANGE if len(roles) > 1 else ''}."
     caption += f" Worst case at ε = {', '.join(told)}." if told else ""
     if len(classes) > SHOWN_CLASSES:
@@ -193,8 +194,8 @@ def _transfer(evaluation: Mapping[str, Any]) -> Table:
     known = f", {values['images']:,} images that all know" if "images" in values else ""
     caption = (
         f"Transfer: accuracy on images made against one model and shown to another ({values['attack']}, "
-        f"ε = {radius(values['eps'], evaluation['norm'])}{known}). Where images made elsewhere do more harm than the "
-        "model's own, its own attack was too weak."
+        f"ε = {format_radius(values['eps'], evaluation['norm'])}{known}). Where images made elsewhere do more harm "
+        "than the model's own, its own attack was too weak."
     )
     rows = []
     for pair, accuracy in values["accuracy"].items():
@@ -265,7 +266,7 @@ def _examples(evaluation: Mapping[str, Any]) -> Gallery:
         answers = []
         for role, called in ROLES.items():
             if (answer := one.get(role)) and "predicted" in answer:
-                at = f" at ε = {radius(answer['eps'], evaluation['norm'])}" if "eps" in answer else ""
+                at = f" at ε = {format_radius(answer['eps'], evaluation['norm'])}" if "eps" in answer else ""
                 answers.append(f"the {called} model says {_class_name(answer['predicted'], names)}{at}")
         words = f"Image {one['index']}, labelled {label}: {', '.join(answers)}."
         pictures = [Picture(one["images"][kind], f"{kind} of image {one['index']}, {label}") for kind in PICTURES]

@@ -9,8 +9,9 @@ from fractions import Fraction
 from typing import Any
 
 from lrcompress.errors import OptionError
+from lrcompress.perturb import format_radius
 from lrcompress.report.bounds import drop_bounds, share_bounds
-from lrcompress.report.words import paper_scales, radius
+from lrcompress.report.words import paper_scales
 
 FIXED = ("clean.drop", "clean.accuracy", "size.parameters", "size.bytes", "size.macs", "latency.ratio")
 EXAMPLES = ("pgd@4/255.drop", "pgd@4/255.accuracy", "worst@4/255.drop", "worst@4/255.accuracy")
@@ -148,7 +149,7 @@ def _in_evaluation(evaluation: Mapping[str, Any], name: FigureName, confidence: 
             return Missing(f"{name.attack} was not measured, but {others}" if others else NOTHING_ATTACKED)
         at = [index for index, row in enumerate(measured) if _same(row["eps"], name.eps)]
         if not at:
-            radii = ", ".join(radius(row["eps"], evaluation["norm"]) for row in measured)
+            radii = ", ".join(format_radius(row["eps"], evaluation["norm"]) for row in measured)
             return Missing(f"{name.attack} was measured at ε = {radii}")
         rows = {role: model["attacks"][name.attack][at[0]] for role, model in models.items()}
         pair = evaluation.get("paired", {}).get("attacks", {}).get(name.attack, [])[at[0] : at[0] + 1]

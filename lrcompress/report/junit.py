@@ -5,8 +5,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import Any
 
+from lrcompress.perturb import format_radius
 from lrcompress.report.evaluation_parts import ordered_attacks, percent
-from lrcompress.report.words import paper_scales, radius
+from lrcompress.report.words import paper_scales
 
 # What XML 1.0 cannot hold, not even escaped.
 FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -61,7 +62,7 @@ def _add_evaluation(root: ET.Element, evaluation: Mapping[str, Any]) -> None:
     cells = [("clean", {role: model["clean"] for role, model in models.items()})]
     for attack in ordered_attacks(evaluation):
         for index, row in enumerate(models["compressed"]["attacks"][attack]):
-            where = f"{attack}@{radius(row['eps'], evaluation['norm'])}"
+            where = f"{attack}@{format_radius(row['eps'], evaluation['norm'])}"
             cells.append((where, {role: model["attacks"][attack][index] for role, model in models.items()}))
     apart = paper_scales(evaluation["settings"])
     for where, rows in cells:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lrcompress.perturb import format_radius
 from lrcompress.report.evaluation_parts import accuracy_chart, percent
 from lrcompress.report.markdown import escape, part_lines
 from lrcompress.report.sections import report_sections, title
-from lrcompress.report.words import NORM_SIGNS, counted_attacks, radius
+from lrcompress.report.words import NORM_SIGNS, counted_attacks
 
 # Sections of a report that a card repeats; the others are of interest to whoever compressed the model.
 CARD_SECTIONS = ("Gates", "Size and speed")
@@ -58,7 +59,7 @@ def _metadata(report: Mapping[str, Any], name: str) -> str:
         compressed, norm = evaluation["models"]["compressed"], evaluation["norm"]
         rows = [("Accuracy", compressed["clean"])]
         for row in compressed["attacks"].get("worst", []):
-            at = f"{NORM_SIGNS[norm]} ε = {radius(row['eps'], norm)}"
+            at = f"{NORM_SIGNS[norm]} ε = {format_radius(row['eps'], norm)}"
             rows.append((f"Robust accuracy, {' + '.join(counted_attacks(evaluation['settings']))}, {at}", row))
         for metric, row in rows:
             results[evaluation["data"], metric] = EvalResult(

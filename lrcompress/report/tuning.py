@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lrcompress.report.words import NORM_SIGNS, points, radius
+from lrcompress.perturb import format_radius
+from lrcompress.report.words import NORM_SIGNS, points
 
 
 def tuning_sentences(tuning: Mapping[str, Any], removed: float) -> list[str]:
@@ -63,7 +64,8 @@ def _robust(tuning: Mapping[str, Any]) -> list[str]:
     before, after = (tuning[name] for name in accuracies)
     norm, eps = tuning["adversarial_norm"], tuning["adversarial_eps"]
     return [
-        f"Against the training's own adversary ({tuning['adversarial']}, {NORM_SIGNS[norm]} ε = {radius(eps, norm)}) "
+        f"Against the training's own adversary ({tuning['adversarial']}, {NORM_SIGNS[norm]} "
+        f"ε = {format_radius(eps, norm)}) "
         f"{100 * before:.2f} % of {tuning['attacked_images']:,} held-out images were right before training and "
         f"{100 * after:.2f} % after it: no evidence of robustness, run `lrcompress attack`."
     ]

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lrcompress.perturb import format_radius
 from lrcompress.report.tuning import tuning_sentences
-from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_sentences, points, radius
+from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_sentences, points
 
 # Below this difference a timing says nothing, however narrow its spread.
 SAME_SPEED = 0.05
@@ -145,7 +146,7 @@ def _robustness(evaluation: Mapping[str, Any]) -> list[str]:
     models, norm = evaluation["models"], evaluation["norm"]
     sentences = []
     for index, row in enumerate(models["compressed"]["attacks"].get("worst", [])):
-        where = f"{NORM_SIGNS[norm]} ε = {radius(row['eps'], norm)}"
+        where = f"{NORM_SIGNS[norm]} ε = {format_radius(row['eps'], norm)}"
         if "baseline" not in models:
             sentences.append(f"{where}: {100 * row['accuracy']:.1f} % robust.")
             continue

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lrcompress.perturb import format_radius
+
 NORM_SIGNS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
 
@@ -13,13 +15,6 @@ def points(share: float, digits: int = 1) -> str:
     ('-1.2 points', '+0.0 points', '-0.01 points')
     """
     return f"{round(100 * share, digits) + 0.0:+.{digits}f} points"  # never -0.0
-
-
-def radius(eps: float, norm: str) -> str:
-    """Returns a radius as people write it: 8/255 where it is one."""
-    if norm == "linf" and abs(eps * 255 - round(eps * 255)) < 1e-6 and eps > 0:
-        return f"{round(eps * 255)}/255"
-    return f"{eps:.4g}"
 
 
 def paper_scales(settings: Mapping[str, Any]) -> Mapping[str, Mapping[str, float]]:
@@ -41,7 +36,7 @@ def radius_of(attack: str, eps: float, evaluation: Mapping[str, Any]) -> str:
     """
     scales = paper_scales(evaluation["settings"]).get(attack)
     if scales is None:
-        return radius(eps, evaluation["norm"])
+        return format_radius(eps, evaluation["norm"])
     pixels = " or ".join(f"{255 * eps * scale:.3g}/255" for scale in sorted(set(scales.values())))
     return f"{eps:.4g} (pixels ≤ {pixels})"
 

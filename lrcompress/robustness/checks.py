@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from lrcompress.perturb import Norm, format_radius
 from lrcompress.robustness.attacks import find_attack
 from lrcompress.robustness.evaluation import Finding, ModelOutcome
 
@@ -27,6 +28,7 @@ def find_doubts(
     models: Sequence[ModelOutcome],
     *,
     classes: int,
+    norm: Norm,
     transferred: Mapping[str, Sequence[Sequence[bool]]] | None = None,
 ) -> tuple[Finding, ...]:
     """Returns the reasons to doubt the figures, for all models.
@@ -37,6 +39,7 @@ def find_doubts(
     Args:
         models: the outcomes.
         classes: of the models.
+        norm: of the balls.
         transferred: by "source→target", for each radius and image, whether the target was right.
     """
     findings: list[Finding] = []
@@ -55,7 +58,7 @@ def find_doubts(
             *_guesses(model, classes),
         ]
     if any(models[0].clean):
-        findings += _all_at_the_floor(models)
+        findings += _all_at_the_floor(models, norm)
     return tuple(findings)
 
 
@@ -135,12 +138,12 @@ def _weaker_beats_stronger(model: ModelOutcome) -> list[Finding]:
     return findings
 
 
-def _all_at_the_floor(models: Sequence[ModelOutcome]) -> list[Finding]:
+def _all_at_the_floor(models: Sequence[ModelOutcome], norm: Norm) -> list[Finding]:
     """A comparison of 0 with 0 says nothing: at some radius some model must still be right somewhere."""
     worst = [one for one in (model.worst_case() for model in models) if one is not None]
     radii = worst[0].eps if worst else ()
     first = next((index for index, eps in enumerate(radii) if eps > 0), None)
     if first is not None and not any(any(one.robust[first]) for one in worst):
-        message = f"every model is at 0 % already at ε = {radii[first]:.4g}; give a smaller --eps"
+        message = f"every model is at 0 % already at ε = {format_radius(radii[first], norm)}; give a smaller --eps"
         return [Finding("inconclusive", message, "floor")]
     return []

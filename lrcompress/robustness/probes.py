@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from lrcompress.data import ImageSet, iterate_batches
 from lrcompress.errors import EvaluationError
+from lrcompress.perturb import format_radius
+from lrcompress.robustness.apgd import Apgd
 from lrcompress.robustness.attacks import AttackSettings
 from lrcompress.robustness.blocks import KnownBlock
 from lrcompress.robustness.checks import tolerated
@@ -86,7 +88,8 @@ def probe_attack(
 ) -> list[Finding]:
     """Returns doubts about the attacks' strength.
 
-    Would more steps of PGD break more, a larger radius less, and does an image withstand that nothing is left of?
+    Would more steps of PGD, in ℓ1 of APGD, break more, a larger radius less, and does an image withstand that nothing
+    is left of?
 
     Args:
         model: the model; in eval mode with frozen parameters.
@@ -116,25 +119,26 @@ def probe_attack(
         passes.backward += outcome.passes.backward
         return int(outcome.broken.sum())
 
+    # In ℓ1 PGD is weak, and what it leaves says little.
+    probe, title = (Apgd, "APGD") if settings.norm == "l1" else (Pgd, "PGD")
     # Where there is most to gain and to lose.
     radius = int((counts - len(some) / 2).abs().argmin())
     eps, left = settings.eps[radius], some[standing[radius, some]]
+    at, at_largest = (f"at ε = {format_radius(value, settings.norm)}" for value in (eps, max(settings.eps)))
     if eps > 0 and len(left) > 0:
-        more = broken(Pgd(eps, settings.norm, 2 * settings.steps), left, "doubled")
+        more = broken(probe(eps, settings.norm, 2 * settings.steps), left, "doubled")
         if more > allowed:
-            steps = f"{2 * settings.steps} steps" + (
-                f" instead of {settings.steps}" if settings.transferred() else " of PGD"
+            message = (
+                f"{2 * settings.steps} steps of {title} break {more} more of {len(some)} images of the {role} model "
+                f"{at}: give more --steps, --restarts or attacks"
             )
-            advice = "give more --steps or --restarts" if settings.transferred() else "the attacks are too weak"
-            message = f"{steps} break {more} more of {len(some)} images of the {role} model at ε = {eps:.4g}: {advice}"
             findings.append(Finding("unreliable", message, "doubled-steps", role))
     lost = some[~standing[:-1, some].all(0)] if len(settings.eps) > 1 else some[:0]
     if len(lost) > 0:
-        largest = max(settings.eps)
-        stands = len(lost) - broken(Pgd(largest, settings.norm, settings.steps), lost, "largest")
+        stands = len(lost) - broken(probe(max(settings.eps), settings.norm, settings.steps), lost, "largest")
         if stands > allowed:
             message = (
-                f"at ε = {largest:.4g} PGD leaves {stands} of {len(lost)} images of the {role} model that "
+                f"{at_largest} {title} leaves {stands} of {len(lost)} images of the {role} model that "
                 "smaller radii break: its gradients mislead"
             )
             findings.append(Finding("unreliable", message, "not-monotone", role))

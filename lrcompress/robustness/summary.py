@@ -47,7 +47,7 @@ def summarise(
         pair: _joined([one.transferred[pair] for one in outcomes])
         for pair in (outcomes[0].transferred if outcomes else ())
     }
-    doubts = find_doubts(models, classes=classes, transferred=transferred)
+    doubts = find_doubts(models, classes=classes, norm=settings.norm, transferred=transferred)
     return Evaluation(
         data=images.description,
         images=len(labels),

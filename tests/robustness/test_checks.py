@@ -18,7 +18,7 @@ def bits(good, images=400):
 
 
 def findings(*models):
-    return [(finding.severity, finding.message) for finding in find_doubts(models, classes=10)]
+    return [(finding.severity, finding.message) for finding in find_doubts(models, classes=10, norm="linf")]
 
 
 def test_a_sound_evaluation_raises_no_doubt():
@@ -35,8 +35,8 @@ def test_few_images_are_inconclusive():
 
 
 def test_fewer_images_than_classes_are_inconclusive():
-    assert find_doubts([outcome(images=300)], classes=300) == ()
-    (found,) = find_doubts([outcome(images=300)], classes=1000)
+    assert find_doubts([outcome(images=300)], classes=300, norm="linf") == ()
+    (found,) = find_doubts([outcome(images=300)], classes=1000, norm="linf")
     assert (found.severity, found.check) == ("inconclusive", "few-images")
     assert "300 images of 1,000 classes" in found.message
 
@@ -78,7 +78,7 @@ def test_images_made_against_the_other_model_that_do_more_harm_are_told():
     models = outcome("baseline", pgd=pgd), outcome(pgd=pgd)
 
     def found(pair, rows):
-        doubts = find_doubts(models, classes=10, transferred={pair: rows})
+        doubts = find_doubts(models, classes=10, norm="linf", transferred={pair: rows})
         return [(doubt.check, doubt.model, doubt.message) for doubt in doubts]
 
     harmless = [bits(390), bits(300)]
@@ -134,7 +134,7 @@ def test_a_radius_of_zero_does_not_hide_the_floor():
     floor, some = [bits(390), bits(0)], [bits(390), bits(1)]
     (found,) = findings(outcome("baseline", pgd=floor, **radii), outcome(pgd=floor, **radii))
     assert found[0] == "inconclusive"
-    assert "0 % already at ε = 0.03137" in found[1]
+    assert "0 % already at ε = 8/255" in found[1]
     assert findings(outcome("baseline", pgd=floor, **radii), outcome(pgd=some, **radii)) == []
 
 

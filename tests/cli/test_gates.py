@@ -1,11 +1,34 @@
+import gzip
 import json
 
+import numpy as np
 import pytest
+import torch
 from command import assert_refused, run
-from workshop import INPUT_OPTIONS, listing, report_of
+from idx_files import idx_bytes, write_idx_pair
+from workshop import INPUT_OPTIONS, listing, make_network, report_of
 
 from lrcompress.cli.gates import read_policy
 from lrcompress.errors import OptionError
+
+
+@pytest.fixture
+def shop(shop):
+    """The usual folder with labels that the network gives: no gate passes for one that guesses."""
+    images, labels = (shop / "data" / f"t10k-{name}.gz" for name in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes())[16:], np.uint8).reshape(-1, 1, 6, 5)
+    with torch.no_grad():
+        answers = make_network()((torch.from_numpy(pixels / 255).float() - 0.5) / 0.25).argmax(1)
+    labels.write_bytes(gzip.compress(idx_bytes(answers.numpy().astype(np.uint8))))
+    return shop
+
+
+def test_no_gate_passes_for_a_network_that_guesses(shop):
+    write_idx_pair(shop / "data", "t10k", count=30, seed=1)
+    result = evaluate(*fail_if(PASSED))
+    assert result.exit_code == 4
+    assert "no more than by guessing among 3 classes" in result.stderr
+
 
 # Thirty images decide nothing near zero, and everything far away from it.
 PASSED, FAILED, UNDECIDED = "clean.drop > 90", "clean.drop > -90", "clean.drop > 1"

@@ -451,7 +451,7 @@ def attack_section() -> str:
         ]
         for norm, by_name in doubts["norms"].items()
         for name, one in by_name.items()
-        for worst in [one["worst"].items()]
+        for worst in [sorted(one["worst"].items(), key=lambda point: float(point[0]))]
     ]
     timed = [
         [
@@ -494,7 +494,7 @@ leave early, and on what the gradients of the weights cost. Where a range is wid
 the first beside the first, {doubts["steps"]["linf"]} steps, in ℓ1 {doubts["steps"]["l1"]}. What the checks find is a
 false alarm: {doubts["false_alarms"]} in all. With 20 steps in ℓ1 they ask for more, and rightly: of {in_l1["images"]}
 images that the first network knows {", ".join(map(str, in_l1["withstand"].values()))} withstand
-{", ".join(in_l1["withstand"])} steps of APGD at ε = {in_l1["eps"]:g}.
+{", ".join(in_l1["withstand"])} steps of APGD at ε = {in_l1["eps"]:g}. {doubts.get("note", "")}
 
 {table(["network", "norm", "clean", "worst case at ε", "doubts"], found)}
 

@@ -8,14 +8,24 @@ from pathlib import Path
 from lrcompress.errors import OutputError
 
 
-def check_outputs(paths: Iterable[Path], *, overwrite: bool) -> None:
+def check_outputs(paths: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
     """Raises `OutputError` if a file exists (unless it may be overwritten) or its folder cannot be written to.
 
     To be called before the work starts, so that hours of it are not lost to a mistyped name.
+
+    Args:
+        paths: of the files that will be written.
+        overwrite: whether they may replace others.
+        inputs: files that are read, and never replaced.
     """
+    read = [path for path in inputs if path is not None and path.exists()]
     for path in paths:
         if path.is_dir():
             raise OutputError(f"`{path}` is a folder", hint="name a file with -o")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"`{path}` is a device or a pipe, no file", hint="name a file with -o")
+        if path.exists() and any(path.samefile(one) for one in read):
+            raise OutputError(f"`{path}` is read by the same command, and is kept", hint="name another file with -o")
         if path.exists() and not overwrite:
             raise OutputError(f"`{path}` exists", hint="name another file with -o, or add --overwrite")
         folder = path.parent
@@ -36,14 +46,15 @@ def write_atomically(
     """Writes a file so that it appears whole or not at all.
 
     Args:
-        path: where the content is to be; what is there is replaced.
+        path: where the content is to be; what is there is replaced, and of a symbolic link the file it leads to.
         content: all of it, or piece by piece.
         check: called with the temporary file before it is renamed; if it raises, nothing is left behind.
 
     Raises:
         OutputError: if the file system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             for piece in [content] if isinstance(content, bytes) else content:
@@ -51,7 +62,7 @@ def write_atomically(
             file.flush()
             os.fsync(file.fileno())
         check(temporary)
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         if isinstance(error, OutputError):
             raise

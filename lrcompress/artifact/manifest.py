@@ -10,6 +10,7 @@ from typing import Any
 from lrcompress.errors import ArtifactError
 from lrcompress.models import Architecture, Preprocessing
 from lrcompress.plan import LayerRecord
+from lrcompress.strict_json import parse_json
 
 SCHEMA_VERSION = 2
 # The first one knew one scheme, with one rank per layer.
@@ -98,7 +99,7 @@ class Manifest:
             ArtifactError: if it is damaged or of a schema this version does not read.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             schema = values["schema"]
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"the manifest in `{path}` is damaged: {error}", hint="compress again") from error

@@ -196,6 +196,18 @@ def find_weights(source: str) -> Path:
     return path
 
 
+def source_files(source: str) -> list[Path]:
+    """Returns the local files that a checkpoint is read from; none for a hub name, whose files are the cache's.
+
+    Raises:
+        CheckpointError: if there are none.
+    """
+    if is_hub_name(source):
+        return []
+    weights, path = find_weights(source), Path(source).expanduser()
+    return [weights, path / "config.json"] if path.is_dir() else [weights]
+
+
 def _weights_in(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise CheckpointError(

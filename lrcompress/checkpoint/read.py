@@ -158,7 +158,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"`{folder / 'config.json'}` cannot be read: {error}", hint="get it again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"`{folder / 'config.json'}` is not a JSON object", hint="get it again")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrcompress.checkpoint.read import SAVE_HINT
 from lrcompress.errors import CheckpointError
+from lrcompress.models.preprocessing import INTERPOLATIONS
 
 # timm's order: averaged weights before raw ones.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -93,7 +94,7 @@ def read_preprocessing(values: Mapping[Any, Any]) -> dict[str, Any]:
         del found["input_size"]
     if isinstance(values.get("crop_pct"), (int, float)):
         found["crop_pct"] = float(values["crop_pct"])
-    if isinstance(values.get("interpolation"), str) and values["interpolation"]:
+    if values.get("interpolation") in INTERPOLATIONS:
         found["interpolation"] = values["interpolation"]
     return found
 

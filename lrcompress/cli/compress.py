@@ -122,6 +122,7 @@ def compress(
         device=device,
         overwrite=overwrite,
         resume=resume,
+        read_files=tuple(path for path in (plan, planning.overrides) if path is not None),
         command=typed_command(),
     )
     # Of joined processes one has the error, whichever it is.

@@ -74,7 +74,7 @@ def read_policy(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise OptionError(f"no policy in `{path}`: {error.strerror}", hint="--policy takes a TOML file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"no policy in `{path}`: {error}", hint=POLICY_EXAMPLE) from error
     for key in values:
         if key not in POLICY_KEYS:

@@ -40,7 +40,7 @@ BaselineOption = Annotated[
     str | None,
     typer.Option(help="The original checkpoint; without it the recorded one is used if it is still there."),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 
 
 def in_panel(title: str, *names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -222,10 +222,19 @@ def check_device(device: str) -> None:
 
 
 def _input_size(text: str) -> tuple[int, ...]:
-    values = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
+    values = tuple(whole_number(part) or 0 for part in text.split(","))
     if len(values) != 3 or min(values) < 1:
-        raise OptionError(f"--input-size takes 3 positive numbers, got `{text}`", hint="--input-size 3,224,224")
+        raise OptionError(f"--input-size takes 3 positive numbers, got `{text:.80}`", hint="--input-size 3,224,224")
     return values
+
+
+def whole_number(text: str) -> int | None:
+    """Returns the number that a text is, None if it is none, or one that no tensor could have as its size.
+
+    >>> whole_number(" 16"), whole_number("-1"), whole_number("9" * 5000)
+    (16, None, None)
+    """
+    return int(text) if text.strip().isdecimal() and len(text.strip()) < 10 else None
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.errors import OptionError
+from lrcompress.strict_json import parse_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,8 +52,8 @@ def read_overrides(path: Path) -> Overrides:
             f"no overrides in `{path}`: {reason}", hint="--overrides takes a TOML or JSON file that you have written"
         ) from error
     try:
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
+        values = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"no overrides in `{path}`: {error}", hint=_example("layer_ranks", path)) from error
     kinds = {"exclude": list, "layer_ranks": dict, "layer_schemes": dict}
     if not isinstance(values, dict):

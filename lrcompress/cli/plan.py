@@ -17,10 +17,12 @@ from lrcompress.cli.options import (
     check_device,
     in_panel,
     load_options,
+    whole_number,
     with_options,
 )
 from lrcompress.cli.overrides import Overrides, read_overrides
 from lrcompress.errors import OptionError
+from lrcompress.strict_json import parse_json
 
 if TYPE_CHECKING:
     from lrcompress.checkpoint import LoadOptions
@@ -108,7 +110,11 @@ class PlanningOptions:
         """
         from lrcompress.plan import Calibration
 
-        source = self.calibrate or (None if self.no_calibration else training_data)
+        if self.calibrate is not None and self.no_calibration:
+            raise OptionError("--calibrate and --no-calibration exclude each other", hint="give one of them")
+        if self.calibrate == "":
+            raise OptionError("--calibrate needs a source of images, got an empty name", hint="--calibrate DIR")
+        source = None if self.no_calibration else self.calibrate or training_data
         if source is not None:
             return Calibration(source, self.calibration_images, seed)
         if self.calibration_images is not None:
@@ -172,7 +178,10 @@ def planning_options(
         ),
     ] = Scheme.AUTO,
     round_ranks: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Only ranks that are multiples of N, which some hardware likes.")
+        int,
+        typer.Option(
+            min=1, max=1024, metavar="N", help="Only ranks that are multiples of N, which some hardware likes."
+        ),
     ] = 1,
     include_first: Annotated[bool, typer.Option("--include-first", help="Factorise the first layer too.")] = False,
     include_classifier: Annotated[
@@ -281,7 +290,7 @@ def plan(
       lrcompress compress resnet50.pt --plan quarter.plan.json
     """
     from lrcompress.artifact import check_outputs, write_atomically
-    from lrcompress.checkpoint import load_checkpoint
+    from lrcompress.checkpoint import load_checkpoint, source_files
     from lrcompress.measure import count_parameters
     from lrcompress.pipeline import MaxDrop, plan_loaded
 
@@ -291,7 +300,7 @@ def plan(
     elif data is not None:
         raise OptionError("a plan needs images for --max-drop only", hint="--calibrate DIR plans for their activations")
     check_device(device)
-    check_outputs([output], overwrite=overwrite)
+    check_outputs([output], overwrite=overwrite, inputs=[planning.overrides, *source_files(checkpoint)])
     loaded = load_checkpoint(checkpoint, load)
     stderr().print(loaded.describe(), markup=False)
     with follow_progress() as observer:
@@ -328,7 +337,7 @@ def read_plan(path: Path) -> "CompressionPlan":
     from lrcompress.plan import CompressionPlan
 
     try:
-        values = json.loads(path.read_text(), parse_constant=_refuse)
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"no plan in `{path}`: {reason}", hint="lrcompress plan CHECKPOINT writes one") from error
@@ -344,15 +353,11 @@ def _last_wins(pairs: tuple[tuple[str, T], ...]) -> dict[str, T]:
     return ordered
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _pattern_and_rank(text: str) -> tuple[str, int]:
     pattern, _, rank = text.rpartition("=")
-    if not pattern or not rank.strip().isdecimal():
-        raise OptionError(f"--layer-rank takes PATTERN=RANK, got `{text}`", hint="--layer-rank 'layer1.*=16'")
-    return pattern, int(rank)
+    if not pattern or (number := whole_number(rank)) is None:
+        raise OptionError(f"--layer-rank takes PATTERN=RANK, got `{text:.80}`", hint="--layer-rank 'layer1.*=16'")
+    return pattern, number
 
 
 def _pattern_and_scheme(text: str) -> tuple[str, str]:

@@ -1,9 +1,14 @@
 """What a network expects of an image."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from lrcompress.errors import OptionError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # as timm calls them
+CROPS = (0.01, 2.0)
 VALUES = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
 
@@ -15,9 +20,12 @@ class Preprocessing:
         input_size: (channels, height, width).
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
-        crop_pct: the part of the shorter side that the centre crop keeps.
+        crop_pct: the part of the shorter side that the centre crop keeps; what is more than 1 is padded.
         interpolation: timm's name of the resampling filter.
         origin: where these values come from, for the reader of a report.
+
+    Raises:
+        OptionError: if no image can be brought into this form.
     """
 
     input_size: tuple[int, int, int]
@@ -26,6 +34,22 @@ class Preprocessing:
     crop_pct: float
     interpolation: str
     origin: str
+
+    def __post_init__(self) -> None:
+        if min(self.input_size) < 1:
+            raise OptionError(f"an input of the size {self.input_size}", hint="--input-size 3,224,224")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.input_size[0] or not all(map(math.isfinite, values)):
+                raise OptionError(
+                    f"the {name} {values} for {self.input_size[0]} channels", hint=f"--{name} 0.5,0.5,0.5"
+                )
+        if min(self.std) <= 0:
+            raise OptionError(f"the std {self.std}, which is not positive", hint="--std 0.5,0.5,0.5")
+        if not CROPS[0] <= self.crop_pct <= CROPS[1]:
+            raise OptionError(f"a centre crop of {self.crop_pct} of the image", hint='"crop_pct": 0.875')
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise OptionError(f"the interpolation {self.interpolation!r}, known are {known}", hint='"bicubic"')
 
     def describe(self) -> str:
         """Returns size, normalisation and origin in words."""
@@ -41,12 +65,21 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Returns the value that `to_json` wrote."""
+        """Returns the value that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: if a value is missing, of another type, or out of range.
+        """
+        numbers = [*values["input_size"], *values["mean"], *values["std"], values["crop_pct"]]
+        if not all(type(number) in (int, float) for number in numbers):
+            raise TypeError(f"the preprocessing {dict(values)} holds something else than numbers")
         channels, height, width = values["input_size"]
+        if not all(type(number) is int for number in (channels, height, width)):
+            raise TypeError(f"an input of the size {values['input_size']}")
         return cls(
-            input_size=(int(channels), int(height), int(width)),
-            mean=tuple(float(x) for x in values["mean"]),
-            std=tuple(float(x) for x in values["std"]),
+            input_size=(channels, height, width),
+            mean=tuple(map(float, values["mean"])),
+            std=tuple(map(float, values["std"])),
             crop_pct=float(values["crop_pct"]),
             interpolation=str(values["interpolation"]),
             origin=str(values["origin"]),
@@ -65,7 +98,10 @@ class Preprocessing:
             return self
         if len(known) < len(VALUES):
             origin = f"{self.origin}; {', '.join(sorted(known))} from {origin}"
-        return replace(self, **known, origin=origin).for_channels(known.get("input_size", self.input_size)[0])
+        merged = {key: getattr(self, key) for key in VALUES} | known
+        channels = merged["input_size"][0]
+        merged |= {key: _spread(merged[key], channels) for key in ("mean", "std")}
+        return Preprocessing(**merged, origin=origin)
 
     def for_channels(self, channels: int) -> "Preprocessing":
         """Returns these values for another number of input channels.
@@ -73,12 +109,12 @@ class Preprocessing:
         A single value of mean and std is repeated. Otherwise they are averaged over the channels, as is right for
         grey images under weights that were summed over colours.
         """
-        mean, std = self.mean, self.std
-        if len(mean) != channels:
-            mean = (sum(mean) / len(mean),) * channels
-        if len(std) != channels:
-            std = (sum(std) / len(std),) * channels
-        return replace(self, input_size=(channels, *self.input_size[1:]), mean=mean, std=std)
+        size = (channels, *self.input_size[1:])
+        return replace(self, input_size=size, mean=_spread(self.mean, channels), std=_spread(self.std, channels))
+
+
+def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _join(values: tuple[float, ...]) -> str:

@@ -16,13 +16,13 @@ from lrcompress.artifact import (
     save_artifact,
     write_atomically,
 )
-from lrcompress.checkpoint import LoadedModel, find_weights, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, load_checkpoint, source_files
 from lrcompress.data import ImageSet, random_subset
 from lrcompress.dlrt import agree, world
-from lrcompress.errors import OptionError, OutputError, SearchError
+from lrcompress.errors import OptionError, SearchError
 from lrcompress.factorize import describe_layers, factorize, layer_spectra, shipped_spectra
 from lrcompress.measure import count_macs, measure_latency
-from lrcompress.models import PixelModel, is_hub_name
+from lrcompress.models import PixelModel
 from lrcompress.pipeline.fine_tuning import FineTuned, begin_training, fine_tune_loaded, starting_policy
 from lrcompress.pipeline.given_plan import load_for_plan, prepare_given_plan
 from lrcompress.pipeline.images import open_for
@@ -235,11 +235,9 @@ def _check_places(source: str, output: Path, options: CompressOptions) -> None:
     """Raises what is wrong with the names of input and outputs, before hours of work are lost to it."""
     if output.suffix != ".safetensors":
         raise OptionError(f"the output must end in .safetensors, got `{output}`", hint=f"-o {output.stem}.safetensors")
-    weights = None if is_hub_name(source) else find_weights(source)
-    check_outputs([output, *report_paths(output)], overwrite=options.overwrite)
+    inputs = [*options.read_files, *source_files(source)]
+    check_outputs([output, *report_paths(output)], overwrite=options.overwrite, inputs=inputs)
     refuse_to_lose(output, resume=options.resume, overwrite=options.overwrite)
-    if weights is not None and output.exists() and output.samefile(weights):
-        raise OutputError(f"`{output}` is the checkpoint itself, which is kept", hint="name another file with -o")
 
 
 def _open_data(loaded: LoadedModel, options: CompressOptions) -> tuple[ImageSet | None, ImageSet | None]:

@@ -1,6 +1,7 @@
 """What `compress` is to do."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lrcompress.checkpoint import LoadOptions
 from lrcompress.dlrt import TrainingOptions
@@ -29,6 +30,7 @@ class CompressOptions:
         device: where to compute.
         overwrite: whether existing outputs may be replaced.
         resume: whether a fine-tuning that did not end goes on.
+        read_files: what is read beside the checkpoint, a plan for example, and must not be replaced.
         command: what the user typed, for the report.
     """
 
@@ -45,6 +47,7 @@ class CompressOptions:
     device: str = "cpu"
     overwrite: bool = False
     resume: bool = False
+    read_files: tuple[Path, ...] = ()
     command: str = "lrcompress.compress(…)"
 
     def __post_init__(self) -> None:

@@ -248,7 +248,8 @@ def allocate(layers: Mapping[str, Allocation], budget: int) -> dict[str, int | N
     left = budget - sum(layer.smallest_cost for layer in layers.values())
     if left < 0:
         raise ValueError(f"a budget of {budget} is {-left} too small")
-    found = _Search([_front(layer) for layer in layers.values()], left).run()
+    fronts = [_front(layer) for layer in layers.values()]
+    found = _Search(fronts, min(left, sum(int(front.costs[-1]) for front in fronts))).run()
     chosen = zip(layers.items(), found, strict=True)
     return {name: None if index == len(layer.costs) else index for (name, layer), index in chosen}
 

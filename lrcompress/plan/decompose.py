@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lrcompress.linalg import Spectrum, thin_spectrum
 from lrcompress.memory import release_pages, trim_heap
@@ -33,7 +34,7 @@ class _Kept(NamedTuple):
 
 @dataclass
 class Decomposer:
-    """Decompositions of a network's layers, by layer and scheme.
+    """Decompositions of one network's layers, by layer and scheme.
 
     Attributes:
         metrics: the metric of the truncation by layer; layers without one are truncated by their weights alone.
@@ -50,6 +51,7 @@ class Decomposer:
     round_ranks: int = 1
     on_progress: Callable[[int, int], None] = lambda done, total: None
     kept_bytes: int = KEPT_BYTES
+    _seen: dict[str, Tensor] = field(default_factory=dict)
     _kept: dict[tuple[str, str], _Kept] = field(default_factory=dict)
     _choices: dict[tuple[str, int | None, str | None], Choices] = field(default_factory=dict)
     _spectra: dict[tuple[str, str], Spectrum] = field(default_factory=dict)
@@ -64,7 +66,13 @@ class Decomposer:
             candidates: layers that may be factorised.
             wanted_rank: see `list_choices`.
             scheme: of all layers, instead of those that were asked for.
+
+        Raises:
+            ValueError: if a layer of this name has been seen with other weights.
         """
+        for candidate in candidates:
+            if candidate.layer is not None:
+                self._recognise(candidate.name, candidate.layer)
         missing = [one for one in candidates if (one.name, wanted_rank, scheme) not in self._choices]
         # The largest first, so that the cores finish together.
         missing.sort(key=lambda one: -one.layer.weight.numel() if one.layer is not None else 0)
@@ -84,7 +92,11 @@ class Decomposer:
             layer: the dense layer.
             scheme: the scheme's name.
             ranks: as the scheme takes them.
+
+        Raises:
+            ValueError: if a layer of this name has been seen with other weights.
         """
+        self._recognise(name, layer)
         found = find_scheme(scheme)
         decomposition = self._find(name, found, ranks) or self.decompose(name, layer, found)
         low_rank = found.build(layer, ranks)
@@ -111,6 +123,13 @@ class Decomposer:
                 return None
             self._spectra[name, scheme] = thin_spectrum(found.dense_spectrum(layer))
         return self._spectra[name, scheme]
+
+    def _recognise(self, name: str, layer: PlainLayer) -> None:
+        """Raises `ValueError` if a layer is that of another network: what is known of its namesake does not fit it."""
+        first = layer.weight[:1].detach().double().cpu()
+        seen = self._seen.setdefault(name, first)
+        if not torch.equal(seen, first):
+            raise ValueError(f"the decomposer has seen `{name}` with other weights; every network needs its own")
 
     def _decompose(self, candidate: Candidate, wanted_rank: int | None, wanted_scheme: str | None) -> Choices:
         name, layer = candidate.name, candidate.layer

@@ -66,7 +66,15 @@ def make_plan(
     others = [one for one in free if one.name not in given]
     choices = decomposer.choices(others, wanted_rank=policy.wanted_rank(), scheme=policy.scheme())
     macs = count_macs(model, input_size) if policy.needs_macs() else 0
-    chosen = policy.choose(choices, _measure(model, given, macs, decomposer.round_ranks))
+    constraints = {
+        "--include-first": not include_first,
+        "--include-classifier": not include_classifier,
+        "fewer exclusions": bool(exclude),
+        "a smaller --round-ranks": decomposer.round_ranks > 1,
+        "a smaller or no --layer-rank": bool(given),
+    }
+    whole = _measure(model, given, macs, [words for words, holds in constraints.items() if holds])
+    chosen = policy.choose(choices, whole)
     options: dict[str, Option] = {name: option for name, (option, _) in given.items()}
     for name, index in chosen.items():
         if index is not None and (bool(choices[name].useful[index]) or policy.may_enlarge()):
@@ -109,14 +117,15 @@ def _given_options(
     return found
 
 
-def _measure(model: nn.Module, given: Mapping[str, tuple[Option, Choices]], macs: int, round_ranks: int) -> WholeModel:
-    constraints = {"a smaller --round-ranks": round_ranks > 1, "a smaller or no --layer-rank": bool(given)}
+def _measure(
+    model: nn.Module, given: Mapping[str, tuple[Option, Choices]], macs: int, constraints: Sequence[str]
+) -> WholeModel:
     return WholeModel(
         count_parameters(model),
         macs,
         saved_parameters=sum(choices.dense_parameters - option.parameters for option, choices in given.values()),
         saved_macs=sum(choices.dense_macs - option.macs for option, choices in given.values()),
-        constraints=tuple(words for words, holds in constraints.items() if holds),
+        constraints=tuple(constraints),
     )
 
 

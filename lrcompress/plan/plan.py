@@ -24,6 +24,7 @@ class Calibration:
 
     Raises:
         OptionError: if there are none.
+        TypeError: if a value is of another type, or the seed is negative.
     """
 
     data: str
@@ -32,7 +33,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         types = type(self.data) is str and type(self.images) in (int, type(None)) and type(self.seed) is int
-        if not types:
+        if not types or not 0 <= self.seed < 2**63:
             raise TypeError(f"a calibration of {self.data!r}, {self.images!r} images and seed {self.seed!r}")
         if self.images is not None and self.images < 1:
             raise OptionError(
@@ -90,11 +91,18 @@ class LayerPlan:
             raise OptionError(
                 f"`{name}` has the ranks {ranks!r}, which is no list of whole numbers", hint='"ranks": [20]'
             )
-        error = values["relative_error"]
+        error, shape = values["relative_error"], values["dense_shape"]
+        whole = (*shape, *(values[key] for key in ("parameters", "dense_parameters") if values[key] is not None))
+        if not all(type(number) is int and number > 0 for number in whole) or type(error) not in (
+            int,
+            float,
+            type(None),
+        ):
+            raise TypeError(f"`{name}` has something else than numbers for its shape, its error, or its parameters")
         return cls(
             name=name,
             kind=str(values["kind"]),
-            dense_shape=tuple(map(int, values["dense_shape"])),
+            dense_shape=tuple(shape),
             scheme=scheme,
             ranks=tuple(ranks) if scheme != DENSE else (),
             relative_error=None if error is None else float(error),

@@ -23,7 +23,7 @@ class WholeModel:
         macs: multiply-accumulate operations per image; 0 if the policy does not need them.
         saved_parameters: how many of them are gone in layers whose ranks are given, and not to be chosen.
         saved_macs: the same in operations.
-        constraints: what else keeps it from becoming smaller, as a hint names it.
+        constraints: what keeps it from becoming smaller, as a hint names it.
     """
 
     parameters: int
@@ -127,7 +127,7 @@ class Energy(RankPolicy):
     energy: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.energy) and 0 < self.energy < 1):
+        if not (math.isfinite(self.energy) and 0 < 1 - self.energy < 1):
             raise OptionError(
                 f"--energy must lie strictly between 0 and 1, got {self.energy}", hint="--energy 0.99 is --tol 0.1"
             )
@@ -232,8 +232,13 @@ class Budget(RankPolicy):
             raise OptionError(
                 f"the budget of {limit:,} {unit} cannot be met: the smallest possible model has {smallest:,} of "
                 f"{total:,} ({100 * smallest / total:.1f} %)",
-                hint="raise the budget, or allow more with "
-                + ", ".join(("--include-first", "--include-classifier", "fewer exclusions", *whole.constraints)),
+                hint=" or ".join(
+                    [
+                        *(["raise the budget"] if smallest < total else []),
+                        *(["allow more with " + ", ".join(whole.constraints)] if whole.constraints else []),
+                    ]
+                )
+                or "no layer of this network can become smaller",
             )
         chosen = allocate(layers, limit - untouched)
         return {name: None if index is None else int(indices[name][index]) for name, index in chosen.items()}

@@ -40,7 +40,7 @@ def _is_spectrum(pairs: Sequence[Sequence[float]]) -> bool:
     numbers, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     rising = all(one < other for one, other in itertools.pairwise(numbers))
     falling = all(one >= other for one, other in itertools.pairwise(values))
-    return numbers[0] == 1 and rising and falling and all(map(math.isfinite, (*numbers, *values)))
+    return numbers[0] == 1 and rising and falling
 
 
 def _has_ends(pairs: Sequence[Sequence[float]], first: float | None, last: float | None) -> bool:

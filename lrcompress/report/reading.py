@@ -8,6 +8,7 @@ from lrcompress.errors import ArtifactError, ReportError
 from lrcompress.report.consistency import find_contradiction
 from lrcompress.report.schema import find_fault
 from lrcompress.report.upgrade import REPORT_SCHEMA, upgrade_report
+from lrcompress.strict_json import parse_json
 
 
 def load_report(path: Path) -> dict[str, Any]:
@@ -18,12 +19,12 @@ def load_report(path: Path) -> dict[str, Any]:
             each other.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except OSError as error:
         raise ReportError(
             f"no report at `{path}`: {error.strerror}", hint="reports lie beside the compressed file: out.report.json"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         reason = "it is no text" if isinstance(error, UnicodeDecodeError) else error
         raise ReportError(f"`{path}` is no JSON: {reason}", hint="name a report, out.report.json") from error
     schema = values.get("schema") if isinstance(values, dict) else None

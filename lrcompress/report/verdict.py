@@ -81,9 +81,15 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
             metric = f" for the activations of {count}images of {calibration['data']}"
         whose = "their largest" if several else "its"
         return [f"{factorised}{metric}; {whose} relative error is {max(errors):.4f}."]
-    rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
     each, largest = (", each", "largest ") if several else ("", "")
-    return [f"{factorised}{each} within a relative error of {tol:.6g}{rounding} ({largest}{max(errors):.4f})."]
+    within = f"{factorised}{each} within a relative error of {tol:.6g}"
+    if max(errors) > tol:
+        shipped = "the largest is" if several else "it is"
+        return [
+            f"{within} before rounding to {report['dtype']}; as shipped {shipped} {max(errors):.4g}, more than that."
+        ]
+    rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
+    return [f"{within}{rounding} ({largest}{max(errors):.4f})."]
 
 
 def _why_none(report: Mapping[str, Any]) -> str:

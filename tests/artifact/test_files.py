@@ -1,5 +1,6 @@
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,32 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(OutputError, match=r"cannot write into .*: Permission denied"):
         check_outputs([tmp_path / "a"], overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["read", "link", "./read"])
+def test_what_is_read_is_kept_under_whatever_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("read").write_bytes(b"weights")
+    Path("link").symlink_to("read")
+    for overwrite in (True, False):
+        with pytest.raises(OutputError, match="read by the same command") as refused:
+            check_outputs([Path(name)], overwrite=overwrite, inputs=[None, Path("gone"), Path("read")])
+        assert refused.value.hint
+    check_outputs([Path("another")], overwrite=True, inputs=[Path("read")])
+
+
+def test_a_pipe_and_a_device_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(OutputError, match="a device or a pipe"):
+            check_outputs([path], overwrite=True)
+
+
+def test_of_a_symbolic_link_the_file_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/file")
+    for content in (b"first", b"second"):
+        write_atomically(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "disk" / "file").read_bytes() == content
+    assert names(tmp_path / "disk") == ["file"]

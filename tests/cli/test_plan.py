@@ -189,6 +189,9 @@ def test_a_plan_for_another_checkpoint_is_refused(shop):
         ('{"version": 9}', "the plan has version 9"),
         ('{"version": 2}', "the plan is damaged"),
         ("\xff\xfe", "no plan in `bad.json`"),
+        ("[" * 200_000, "no plan in `bad.json`: it is nested too deeply"),
+        ('{"version": 2, "policy": {"tol": 1e999}}', "no plan in `bad.json`: 1e999 is out of range"),
+        ('{"version": 2, "policy": {}, "version": 2}', "no plan in `bad.json`: it has the key `version` twice"),
     ],
 )
 def test_what_is_no_plan_is_refused(shop, content, message):
@@ -341,7 +344,16 @@ def test_a_bad_scheme_or_file_is_refused_and_nothing_is_written(shop, verb, opti
 
 
 @pytest.mark.parametrize(
-    "options", [["--scheme", "cp"], ["--round-ranks", "0"], ["--round-ranks", "many"]], ids=" ".join
+    "options",
+    [
+        ["--scheme", "cp"],
+        ["--round-ranks", "0"],
+        ["--round-ranks", "many"],
+        ["--round-ranks", "9" * 30],
+        ["--seed", "-1"],
+        ["--seed", str(2**32)],
+    ],
+    ids=" ".join,
 )
 def test_wrong_usage_ends_with_2_and_nothing_is_written(shop, options):
     before = listing(shop)
@@ -355,7 +367,15 @@ BAD = {
     "two policies": (["--rank", "2", "--energy", "0.5"], ["--energy and --rank exclude each other"]),
     "budget": (["--max-macs", "10"], ["cannot be met", "multiply-accumulates"]),
     "folder": (["-o", "nowhere/p.json"], ["no folder `nowhere`"]),
-    "existing": (["-o", "w.pt"], ["`w.pt` exists", "--overwrite"]),
+    "existing": (["-o", "net.py"], ["`net.py` exists", "--overwrite"]),
+    "checkpoint": (["-o", "w.pt"], ["`w.pt` is read by the same command", "-o"]),
+    "checkpoint, overwritten": (["-o", "w.pt", "--overwrite"], ["`w.pt` is read by the same command", "-o"]),
+    "device": (["-o", "/dev/null", "--overwrite"], ["is a device or a pipe", "-o"]),
+    "no source": (["--calibrate", ""], ["--calibrate needs a source of images"]),
+    "no calibration": (["--calibrate", "data", "--no-calibration"], ["--calibrate and --no-calibration exclude"]),
+    "endless rank": (["--layer-rank", "3=" + "9" * 5000], ["--layer-rank takes PATTERN=RANK"]),
+    "endless size": (["--input-size", "1,6," + "9" * 5000], ["--input-size takes 3 positive numbers"]),
+    "energy of all but rounding": (["--energy", "1e-17"], ["--energy must lie strictly between 0 and 1"]),
 }
 
 
@@ -595,4 +615,37 @@ def test_a_plan_with_what_is_no_json_is_refused(shop):
     (shop / "bad.plan.json").write_text('{"version": 2, "policy": {"tol": NaN}}')
     done = compress("--plan", "bad.plan.json")
     assert done.exit_code == 1
-    assert "NaN is no JSON" in done.stderr
+    assert "NaN is no number in JSON" in done.stderr
+
+
+def test_neither_a_plan_nor_overrides_are_replaced_by_what_is_made_of_them(shop):
+    plan("-o", "mine.report.json")
+    (shop / "over.json").write_text('{"exclude": ["5"]}')
+    before = listing(shop)
+    told = "read by the same command"
+    assert_refused(compress("--plan", "mine.report.json", "-o", "mine.safetensors", "--overwrite"), told)
+    assert_refused(plan("--overrides", "over.json", "-o", "over.json", "--overwrite"), told)
+    assert listing(shop) == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"std": [0.0]},
+        {"std": ["nan"]},
+        {"mean": [0.5, 0.5]},
+        {"interpolation": "foo"},
+        {"crop_pct": -1},
+        {"input_size": "128"},
+        {"input_size": [1, 6.0, 5]},
+    ],
+    ids=str,
+)
+def test_a_plan_with_images_that_cannot_be_is_refused(shop, values):
+    plan()
+    edited = json.loads((shop / "out.plan.json").read_text())
+    edited["preprocessing"] |= values
+    (shop / "out.plan.json").write_text(json.dumps(edited))
+    before = listing(shop)
+    assert_refused(compress("--plan", "out.plan.json", "-o", "n.safetensors"), "the plan is damaged")
+    assert listing(shop) == before

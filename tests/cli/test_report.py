@@ -50,7 +50,7 @@ def test_a_named_file_is_replaced_only_if_that_is_said(folder):
 
 def test_the_report_itself_is_never_replaced(folder):
     before = (folder / "out.report.json").read_bytes()
-    assert_refused(run("report", "out.report.json", "-o", "out.report.json", "--overwrite"), "is the report itself")
+    assert_refused(run("report", "out.report.json", "-o", "out.report.json", "--overwrite"), "read by the same command")
     assert (folder / "out.report.json").read_bytes() == before
 
 

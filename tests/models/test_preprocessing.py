@@ -1,8 +1,14 @@
+import dataclasses
 import json
+import math
 
 import pytest
+from PIL import Image
 
+from lrcompress.data.pictures import FitToInput
+from lrcompress.errors import OptionError
 from lrcompress.models import Preprocessing
+from lrcompress.models.preprocessing import CROPS, INTERPOLATIONS
 
 COLOUR = Preprocessing((3, 32, 48), (0.3, 0.6, 0.9), (0.1, 0.2, 0.3), 0.9, "bicubic", "the test")
 
@@ -60,3 +66,36 @@ def test_an_update_of_the_size_brings_the_statistics_to_its_channels():
     updated = COLOUR.updated("elsewhere", {"input_size": [1, 28, 28]})
     assert updated.input_size == (1, 28, 28)
     assert len(updated.mean) == len(updated.std) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"input_size": (3, 0, 48)}, "an input of the size"),
+        ({"mean": (0.5,)}, "the mean .* for 3 channels"),
+        ({"mean": (0.5, 0.5, math.nan)}, "the mean"),
+        ({"std": (0.5, 0.5, math.inf)}, "the std"),
+        ({"std": (0.5, 0.0, 0.5)}, "which is not positive"),
+        ({"crop_pct": 0.0}, "a centre crop of 0.0"),
+        ({"crop_pct": math.nan}, "a centre crop of nan"),
+        ({"interpolation": "lanczos3"}, "the interpolation 'lanczos3', known are nearest"),
+    ],
+    ids=str,
+)
+def test_what_no_image_can_be_brought_into_is_refused(values, message):
+    with pytest.raises(OptionError, match=message) as refused:
+        dataclasses.replace(COLOUR, **values)
+    assert refused.value.hint
+
+
+def test_every_filter_and_crop_that_is_allowed_can_be_applied():
+    for interpolation in INTERPOLATIONS:
+        for crop in CROPS:
+            fit = FitToInput((3, 8, 8), crop, interpolation)
+            assert fit(Image.new("RGB", (12, 9))).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("values", [{"mean": ["0.5"] * 3}, {"std": "128"}, {"input_size": [3, 8.0, 8]}], ids=str)
+def test_other_types_in_json_are_refused(values):
+    with pytest.raises(TypeError):
+        Preprocessing.from_json(COLOUR.to_json() | values)

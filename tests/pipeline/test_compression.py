@@ -493,7 +493,7 @@ def test_the_checkpoint_itself_is_never_overwritten(shop, source, link):
         output.symlink_to(file) if link == "symbolic" else output.hardlink_to(file)
     before = listing(shop)
     options = CompressOptions(policy=Tolerance(0.1), load=load_options(shop), overwrite=True)
-    with pytest.raises(OutputError, match="is the checkpoint itself") as refused:
+    with pytest.raises(OutputError, match="read by the same command") as refused:
         compress(source, output, options)
     assert "-o" in refused.value.hint
     assert listing(shop) == before

@@ -291,3 +291,17 @@ def test_what_is_kept_whole_serves_the_next_plan_too(counted):
     alone = make_plan(model, Budget(fraction=0.6), input_size=SIZE, decomposer=Decomposer())
     assert halved.layers == alone.layers
     assert halved.layers != full.layers
+
+
+def test_the_layers_of_another_network_are_not_taken_for_their_namesakes():
+    decomposer, model = Decomposer(), network()
+    plan = make_plan(model, Tolerance(0.5), input_size=SIZE, decomposer=decomposer)
+    other = network()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1e-3)
+    with pytest.raises(ValueError, match="with other weights"):
+        make_plan(other, Tolerance(0.5), input_size=SIZE, decomposer=decomposer)
+    with pytest.raises(ValueError, match="with other weights"):
+        factorize(other, plan, decomposer=decomposer)
+    factorize(network(), plan, decomposer=decomposer)  # the same weights in another module are the same layers

@@ -277,3 +277,15 @@ def test_a_rank_that_cannot_be_given_is_refused(ranks, message):
     with pytest.raises(OptionError, match=message) as caught:
         make_plan(tiny_mlp(), Tolerance(0.5), input_size=SIZE, layer_ranks=ranks)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"include_first": True}, {"include_classifier": True, "exclude": ["2"]}], ids=str
+)
+def test_a_budget_that_cannot_be_met_offers_only_what_has_not_been_given(given):
+    with pytest.raises(OptionError) as refused:
+        make_plan(tiny_cnn(), Budget(parameters=10), input_size=(3, 8, 8), **given)
+    hint = refused.value.hint
+    assert ("--include-first" in hint) == ("include_first" not in given)
+    assert ("--include-classifier" in hint) == ("include_classifier" not in given)
+    assert ("fewer exclusions" in hint) == ("exclude" in given)

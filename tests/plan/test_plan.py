@@ -56,6 +56,7 @@ def without_layers():
         PLAN.to_json() | {"layers": [{"name": "x"}]},
         PLAN.to_json() | {"calibration": {"folder": "photos"}},
         PLAN.to_json() | {"calibration": {"data": "photos", "images": 0}},
+        PLAN.to_json() | {"calibration": {"data": "photos", "images": 9, "seed": -1}},
         PLAN.to_json() | {"preprocessing": {"mean": [0.5]}},
     ],
     ids=[
@@ -64,6 +65,7 @@ def without_layers():
         "a layer without a shape",
         "an unknown calibration",
         "a calibration without images",
+        "a calibration with a negative seed",
         "a mean without a size",
     ],
 )
@@ -83,7 +85,11 @@ def test_a_damaged_plan_is_refused(values):
         ({"ranks": None}, "`stem.0` has the ranks None"),
         ({"scheme": "cp"}, "`stem.0` has the scheme 'cp', known are matrix, spatial, tucker2, split, dense"),
         ({"dense_shape": 5}, "damaged"),
+        ({"dense_shape": [64.9, 3]}, "damaged"),
+        ({"dense_shape": ["64", 3]}, "damaged"),
+        ({"relative_error": "nan"}, "damaged"),
         ({"relative_error": "small"}, "damaged"),
+        ({"parameters": "many"}, "damaged"),
     ],
     ids=str,
 )

@@ -135,6 +135,16 @@ def test_speed_is_told_as_it_was_measured(ratio, quartiles, words):
     assert f"{quartiles[0]:.2f} to {quartiles[1]:.2f}" in sentence
 
 
+def test_an_error_that_rounding_carries_over_the_tolerance_is_told_as_such():
+    said = verdict(report(recipe={"guaranteed_tol": 0.08}, dtype="bfloat16"))[1]
+    assert said == (
+        "2 layers are factorised, each within a relative error of 0.08 before rounding to bfloat16; as shipped the "
+        "largest is 0.09, more than that."
+    )
+    said = verdict(report(layers=LAYERS[1:], recipe={"guaranteed_tol": 3e-8}))[1]
+    assert said.startswith("1 layer is factorised within a relative error of 3e-08 before rounding to float32; as shi")
+
+
 def test_accuracy_is_told_with_difference_interval_and_flips():
     (sentence,) = accuracy_sentences(upgrade_evaluation(evaluation().to_json()))
     assert sentence == (

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -340,3 +341,15 @@ def test_outputs_that_are_not_finite_are_refused_with_the_layers_name():
         measure(model, batches(size=(3, 4, 4)), size=(3, 4, 4))
     assert refused.value.hint
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("per_entry", "batches"), [(0.5, 2), (0.25, 4), (0.1, 1)])
+def test_the_patches_of_all_images_together_are_so_many_times_the_entries_of_one(per_entry, batches, monkeypatch):
+    monkeypatch.setattr(calibrate, "PATCHES_PER_ENTRY", per_entry)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 8, 3)
+    xs = [torch.randn(2, 3, 9, 9) for _ in range(batches)]
+    metric = measure_layer(layer, xs)
+    sampled = metric.input_gram.double() - DAMPING * torch.eye(27) / layer.weight.double().square().sum()
+    taken = int(torch.linalg.matrix_rank(sampled, hermitian=True, rtol=1e-4))
+    assert taken == batches * math.ceil(per_entry * 27 / batches)

@@ -204,3 +204,17 @@ def test_the_options_of_several_schemes_stand_in_one_order():
         assert [one.relative_error for one in own] == pytest.approx(errors.tolist())
     assert sum(one.scheme == "matrix" for one in options) == 8
     assert sum(one.scheme == "spatial" for one in options) == 18
+
+
+def test_an_option_that_is_larger_but_faster_than_another_is_kept():
+    layer, _, choices = tucker_choices(lambda: nn.Conv2d(16, 32, 3, stride=2, padding=1), (16, 16))
+    parameters, macs, errors = choices.parameters, choices.macs, choices.squared_errors
+    faster = [
+        index
+        for index in range(len(parameters))
+        if bool(((parameters < parameters[index]) & (errors <= errors[index])).any())
+    ]
+    assert len(faster) > 5  # what only time speaks for
+    for index in faster:
+        assert not bool(((macs < macs[index]) & (errors <= errors[index])).any())
+    assert layer.stride == (2, 2)

@@ -405,3 +405,22 @@ def test_a_network_that_does_not_run_with_stand_ins_is_planned_without_them():
     found = reasons(ReadsAttention().eval(), (3, 2, 2))
     assert found["attention.out_proj"].startswith("never called")
     assert "reads directly" in found["attention.in_proj_weight"]
+
+
+class TwoHeads(nn.Module):
+    """Two classifiers whose logits are averaged, and before them a bottleneck as wide as the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.narrow, self.wide = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(3, 8)
+        self.head, self.other_head = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.wide(self.narrow(self.stem(x.flatten(1))))
+        return (self.head(x) + self.other_head(x)) / 2
+
+
+def test_all_heads_are_classifiers_and_what_is_as_wide_further_ahead_is_none():
+    found = reasons(TwoHeads().eval(), (1, 2, 2))
+    assert {name for name, reason in found.items() if "classifier" in reason} == {"head", "other_head"}
+    assert found["narrow"] == found["wide"] == ""

@@ -26,7 +26,7 @@ from lrcompress.plan import (
     WideStart,
     make_plan,
 )
-from lrcompress.plan.choices import list_choices
+from lrcompress.plan.choices import Choices, list_choices
 from lrcompress.schemes import Call, find_scheme
 
 WHOLE = WholeModel(10**6, 10**6)  # of no matter to most policies
@@ -259,20 +259,27 @@ def test_a_wide_start_enlarges_only_what_the_budget_factorises():
     assert ranks_of(WideStart(budget, 1.0), choices, whole) == final
 
 
-def test_a_wide_start_keeps_the_form_of_every_layer():
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4)), nn.Flatten(), nn.Linear(16 * 36, 3))
-    plans = [
-        make_plan(model, policy, input_size=(16, 6, 6), include_first=True)
-        for policy in (Budget(fraction=0.3), WideStart(Budget(fraction=0.3), 2.0))
-    ]
-    final, start = ({layer.name: layer for layer in plan.layers} for plan in plans)
-    assert {name: layer.scheme for name, layer in start.items()} == {
-        name: layer.scheme for name, layer in final.items()
-    }
-    assert sum(layer.parameters or 0 for layer in start.values()) > sum(
-        layer.parameters or 0 for layer in final.values()
+def two_forms():
+    """A layer whose first form is the better one when it may be large, and whose second one is when it is small."""
+    return Choices(
+        names=("matrix", "tucker2"),
+        schemes=torch.tensor([1, 1, 0, 0, 1]),
+        ranks=torch.tensor([[1, 1, 0], [2, 2, 0], [3, 0, 0], [6, 0, 0], [4, 4, 0]]),
+        squared_errors=torch.tensor([0.5, 0.3, 0.2, 0.1, 0.28], dtype=torch.float64),
+        parameters=torch.tensor([10, 20, 30, 60, 70]),
+        macs=torch.tensor([10, 20, 30, 60, 70]),
+        useful=torch.ones(5, dtype=torch.bool),
+        dense_parameters=100,
+        dense_macs=100,
     )
+
+
+def test_a_wide_start_keeps_the_form_of_every_layer():
+    choices, budget, whole = {"a": two_forms()}, Budget(parameters=25), WholeModel(100, 0)
+    assert choices["a"].option(budget.choose(choices, whole)["a"]).scheme == "tucker2"
+    assert choices["a"].option(budget.times(3.0).choose(choices, whole)["a"]).scheme == "matrix"
+    start = choices["a"].option(WideStart(budget, 3.0).choose(choices, whole)["a"])
+    assert (start.scheme, start.ranks) == ("tucker2", (4, 4))
 
 
 @pytest.mark.parametrize(

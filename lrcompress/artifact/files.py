@@ -8,7 +8,13 @@ from pathlib import Path
 from lrcompress.errors import OutputError
 
 
-def check_outputs(paths: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path | None] = ()) -> None:
+def check_outputs(
+    paths: Iterable[Path],
+    *,
+    overwrite: bool,
+    inputs: Iterable[Path | None] = (),
+    elsewhere: str = "name another place with -o",
+) -> None:
     """Raises `OutputError` if a file exists (unless it may be overwritten) or its folder cannot be written to.
 
     To be called before the work starts, so that hours of it are not lost to a mistyped name.
@@ -17,6 +23,7 @@ def check_outputs(paths: Iterable[Path], *, overwrite: bool, inputs: Iterable[Pa
         paths: of the files that will be written.
         overwrite: whether they may replace others.
         inputs: files that are read, and never replaced.
+        elsewhere: what to do where a folder cannot be written to.
     """
     read = [path for path in inputs if path is not None and path.exists()]
     for path in paths:
@@ -35,9 +42,7 @@ def check_outputs(paths: Iterable[Path], *, overwrite: bool, inputs: Iterable[Pa
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise OutputError(
-                f"cannot write into `{folder}`: {error.strerror}", hint="name another place with -o"
-            ) from error
+            raise OutputError(f"cannot write into `{folder}`: {error.strerror}", hint=elsewhere) from error
 
 
 def write_atomically(

@@ -43,6 +43,9 @@ def verify_artifact(path: Path, *, arch: str | None = None, original: nn.Module 
         _check_digest(tensors, manifest),
         _check_finite(tensors),
     ]
+    if not all(check.passed for check in checks[:2]):
+        why = "not made: the file is not as it was written"
+        return [*checks, Check("network", None, why), Check("errors", None, why)]
     model = assemble_model(path, manifest, tensors, arch=arch)
     checks.append(Check("network", True, "built, every tensor in its place"))
     if original is None:

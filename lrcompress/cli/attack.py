@@ -132,7 +132,7 @@ def attack(
         corruptions=corruptions,
         smoothing=smoothing,
     )
-    policy = gates.policy(attacks=settings.attacks)
+    policy = gates.policy_of_run(settings)
     run_evaluation(file, replace(options, settings=settings), policy, as_json=as_json)
 
 

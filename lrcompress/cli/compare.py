@@ -20,8 +20,8 @@ def compare(
 ) -> None:
     """Compare two compressed models.
 
-    Sizes, speed and accuracies stand side by side. Where both were evaluated on the same images (same data, seed and
-    number, and attacks of the same strength), images lost and gained are counted, and McNemar's test compares them.
+    Sizes, speed and accuracies stand side by side. Where both were evaluated on the same images, and attacked with the
+    same strength, images lost and gained are counted, and McNemar's test compares them.
     Gates read B in comparison with A: 'clean.drop' is what B loses against A, 'size.bytes' B's size in % of A's.
 
     \b

@@ -91,7 +91,7 @@ def compress(
             hint=f"give {option} when the plan is made, or edit the plan",
         )
     chosen = read_plan(plan) if plan is not None else None
-    gate_policy = gates.policy()
+    gate_policy = gates.policy_of_run(None)
     policy = planning.rank_policy(seed)
     settings = None
     if plan is not None:

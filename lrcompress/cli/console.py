@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lrcompress.dlrt import TrainingProgress
     from lrcompress.pipeline import Observer
 
+SILENCE = 60  # seconds between two lines on how far an evaluation is, where no bar can be drawn
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -110,8 +112,11 @@ def print_table(
 
 
 def print_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table as data to stdout: one line per row however wide, columns aligned and two spaces apart."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    """Prints a table as data to stdout: one line per row however wide, columns aligned and two spaces apart.
+
+    A row whose first cell alone is filled is a heading, which widens no column.
+    """
+    widths = [max(map(len, column)) for column in zip(columns, *(row for row in rows if any(row[1:])), strict=True)]
     for row in (columns, *rows):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
@@ -150,7 +155,13 @@ def follow_progress() -> "Iterator[Observer]":
                 console.print(text, markup=False)
                 progress.update(training, visible=state.epoch < state.epochs)
 
+        told = time.monotonic()
+
         def on_attack(what: str, done: int, total: int) -> None:
+            nonlocal told
+            if not console.is_terminal and time.monotonic() - told > SILENCE:
+                told = time.monotonic()
+                console.print(f"• {100 * done / max(1, total):.0f} % done, {what}", markup=False)
             progress.update(attacking, description=what, total=total, completed=done, visible=done < total)
 
         yield Observer(

@@ -36,7 +36,7 @@ def evaluate(
       lrcompress evaluate out.safetensors --data samples/imagenet --json
       lrcompress evaluate out.safetensors --data DIR --fail-if 'clean.drop > 1.0'
     """
-    run_evaluation(file, options, gates.policy(), as_json=as_json)
+    run_evaluation(file, options, gates.policy_of_run(None), as_json=as_json)
 
 
 def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy", *, as_json: bool) -> None:
@@ -45,7 +45,7 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
     Gates are judged by this evaluation, not by earlier ones in the report.
     """
     from lrcompress.pipeline import evaluate, joined_processes
-    from lrcompress.report import accuracy_sentences, drop_sentences, paper_sentences, report_paths, tables_beside
+    from lrcompress.report import accuracy_sentences, drop_sentences, report_paths, robustness_sentences, tables_beside
 
     # Of joined processes one has the error, whichever it is.
     with explained_errors(), joined_processes(options.device, hint=AGAIN) as device, follow_progress() as observer:
@@ -58,7 +58,11 @@ def run_evaluation(file: Path, options: "EvaluateOptions", policy: "GatePolicy",
     print_table(title, columns, rows, texts=(0, 1) if "paper" in values["settings"] else (0,))
     for table in tables_beside(values):
         print_table(table.caption, table.columns, table.rows, texts=(0, *table.texts))
-    sentences = (*accuracy_sentences(values), *drop_sentences(report["recipe"], values), *paper_sentences(values))
+    sentences = (
+        *accuracy_sentences(values),
+        *drop_sentences(report["recipe"], values),
+        *robustness_sentences(values),
+    )
     for sentence in sentences:
         stderr().print(sentence, markup=False)
     for finding in values["findings"]:

@@ -14,6 +14,7 @@ from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:
     from lrcompress.report import GatePolicy
+    from lrcompress.robustness import AttackSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +30,37 @@ class GivenGates:
 
     def __init__(self, fail_if: Sequence[str], file: Path | None) -> None:
         self.fail_if, self.file = fail_if, file
+
+    def policy_of_run(self, settings: "AttackSettings | None") -> "GatePolicy":
+        """Returns all gates for a run whose figures do not exist yet.
+
+        Args:
+            settings: of its attacks; None if it has none.
+
+        Raises:
+            OptionError: if a gate or the file cannot be understood, or a gate is about what the run does not measure.
+        """
+        from lrcompress.perturb import format_radius
+        from lrcompress.report import same_radius
+
+        attacks = settings.attacks if settings is not None else ()
+        policy = self.policy(attacks=attacks)
+        counted = set(attacks) - set(settings.of_paper() if settings is not None else ())
+        measured = {*attacks, *(["worst"] if counted else [])}
+        for gate in policy.gates:
+            name, eps = gate.figure.attack, gate.figure.eps
+            if not name:
+                continue
+            if settings is None or name not in measured:
+                hint = f"it attacks with {', '.join(attacks)}" if attacks else "lrcompress attack takes such gates"
+                raise OptionError(f"the gate `{gate.text}` needs {name}, which this run does not measure", hint=hint)
+            if settings.eps and not any(same_radius(eps, one) for one in settings.eps):
+                radii = ",".join(format_radius(one, settings.norm) for one in settings.eps)
+                raise OptionError(
+                    f"the gate `{gate.text}` is about a radius that this run does not measure",
+                    hint=f"--eps {radii} was given",
+                )
+        return policy
 
     def policy(self, *, attacks: Sequence[str] = ()) -> "GatePolicy":
         """Returns all gates of the options and of the file.

@@ -7,6 +7,8 @@ from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, find_we
 from lrcompress.errors import LRCompressError, OptionError
 from lrcompress.models import is_hub_name
 
+REPORT_PLACE = "the report lies beside the compressed file: copy that to a folder that can be written to"
+
 
 def find_baseline(
     path: Path, manifest: Manifest, *, explicit: str | None = None, arch: str | None = None

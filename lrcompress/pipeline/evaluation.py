@@ -8,14 +8,23 @@ from lrcompress.artifact import Manifest, check_outputs, load_artifact, write_at
 from lrcompress.checkpoint import file_sha256
 from lrcompress.data import ImageSet, random_subset, shuffle_images
 from lrcompress.dlrt import world
-from lrcompress.errors import DataError
+from lrcompress.errors import DataError, EvaluationError
 from lrcompress.models import PixelModel
-from lrcompress.pipeline.baseline import find_baseline
+from lrcompress.pipeline.baseline import REPORT_PLACE, find_baseline
 from lrcompress.pipeline.images import open_for
 from lrcompress.pipeline.journal import Journal, describe_subject, gather_blocks
 from lrcompress.pipeline.observer import Observer
+from lrcompress.pipeline.unfinished import ended_as_by_ctrl_c
 from lrcompress.report import build_report, read_report, render_documents, report_paths, with_evaluation
-from lrcompress.robustness import AttackSettings, EvaluatedModel, Evaluation, Work, evaluate_models, of_these_images
+from lrcompress.robustness import (
+    AttackSettings,
+    EvaluatedModel,
+    Evaluation,
+    Work,
+    block_size,
+    evaluate_models,
+    of_these_images,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def evaluate(
     artifact = load_artifact(path, arch=options.arch)
     manifest, sha256 = artifact.manifest, file_sha256(path)
     # Before the work, so that nothing is lost when a report cannot be read or written.
-    check_outputs(report_paths(path), overwrite=True)
+    check_outputs(report_paths(path), overwrite=True, elsewhere=REPORT_PLACE)
     report = read_report(report_paths(path)[0], artifact_sha256=sha256)
     images = _evaluation_images(manifest, options, observer)
     compressed = PixelModel(artifact.model, manifest.preprocessing).to(options.device)
@@ -85,7 +94,15 @@ def evaluate(
         observer.on_stage(f"going on: {done} of {len(images)} images were finished before an interruption")
     process, processes = world()
     work = Work(tuple(journal.blocks), journal.add, process, processes, gather_blocks, options.time_limit)
-    evaluation = evaluate_models(models, images, options.settings, work=work, on_progress=observer.on_attack)
+    try:
+        with ended_as_by_ctrl_c():
+            evaluation = evaluate_models(models, images, options.settings, work=work, on_progress=observer.on_attack)
+    except KeyboardInterrupt:
+        done = sum(len(block.labels) for block in journal.blocks)
+        hint = "start the same command again: it goes on with them"
+        if not done:
+            hint = f"images are kept {block_size(options.settings)} at a time; a smaller --batch-size keeps them sooner"
+        raise EvaluationError(f"interrupted; {done:,} of {len(images):,} images are finished", hint=hint) from None
     if process != 0:
         return evaluation, {}
     if report is None:
@@ -121,8 +138,9 @@ def _fallback_samples(manifest: Manifest) -> str:
     known = {(1000, 3): "samples/imagenet", (100, 3): "samples/cifar100", (10, 3): "samples/cifar10"}
     key = (manifest.num_classes, manifest.preprocessing.input_size[0])
     if key not in known:
+        grey = " (or samples/mnist, samples/fashionMNIST, if it was trained on these)" * (key == (10, 1))
         raise DataError(
             f"no sample images fit a network of {key[0]} classes and {key[1]} channels",
-            hint="name images with --data DIR",
+            hint=f"name images with --data DIR{grey}",
         )
     return known[key]

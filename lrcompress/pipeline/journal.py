@@ -14,7 +14,7 @@ from lrcompress.artifact import installed_versions, write_atomically
 from lrcompress.dlrt import world
 from lrcompress.robustness import AttackSettings, BlockOutcome, EvaluatedModel
 
-VERSION = 2
+VERSION = 3
 SUFFIX = ".unfinished-evaluation"
 
 

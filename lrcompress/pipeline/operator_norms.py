@@ -6,7 +6,7 @@ from typing import Any
 from lrcompress.artifact import check_outputs, load_artifact, write_atomically
 from lrcompress.checkpoint import LoadedModel, file_sha256
 from lrcompress.measure import measure_operator_norms
-from lrcompress.pipeline.baseline import find_baseline
+from lrcompress.pipeline.baseline import REPORT_PLACE, find_baseline
 from lrcompress.pipeline.observer import Observer
 from lrcompress.report import (
     build_report,
@@ -46,7 +46,7 @@ def add_operator_norms(
     artifact = load_artifact(path, arch=arch)
     manifest, sha256 = artifact.manifest, file_sha256(path)
     # Before the work, so that nothing is lost when a report cannot be read or written.
-    check_outputs(report_paths(path), overwrite=True)
+    check_outputs(report_paths(path), overwrite=True, elsewhere=REPORT_PLACE)
     report = read_report(report_paths(path)[0], artifact_sha256=sha256)
     original, missing = find_baseline(path, manifest, explicit=baseline, arch=arch)
     models = {"compressed": artifact.model}

@@ -172,7 +172,7 @@ def refuse_to_lose(output: Path, *, resume: bool, overwrite: bool) -> None:
 def telling_how_to_go_on(path: Path, hint: str) -> Iterator[None]:
     """Lets whoever interrupts the work, and whose disk is full, know that there is a state to go on from."""
     try:
-        with _ended_as_by_ctrl_c():
+        with ended_as_by_ctrl_c():
             yield
     except KeyboardInterrupt:
         if not path.exists():
@@ -185,7 +185,7 @@ def telling_how_to_go_on(path: Path, hint: str) -> Iterator[None]:
 
 
 @contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
+def ended_as_by_ctrl_c() -> Iterator[None]:
     """Lets SIGTERM do what Ctrl-C does; outside of the main thread nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield

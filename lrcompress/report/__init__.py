@@ -9,6 +9,7 @@ from lrcompress.report.document import (
     with_operator_norms,
 )
 from lrcompress.report.evaluation_parts import ordered_attacks, share_cell, tables_beside
+from lrcompress.report.figures import same_radius
 from lrcompress.report.gates import Gate, GatePolicy, exit_code, judge, outcome_sentence, parse_gate
 from lrcompress.report.html import render_html
 from lrcompress.report.junit import render_junit
@@ -19,8 +20,8 @@ from lrcompress.report.reading import load_report, read_report
 from lrcompress.report.render import FORMATS, document_path, render_documents, render_report
 from lrcompress.report.schema import find_fault, report_schema
 from lrcompress.report.upgrade import REPORT_SCHEMA
-from lrcompress.report.verdict import accuracy_sentences, drop_sentences, verdict
-from lrcompress.report.words import paper_sentences, radius_of
+from lrcompress.report.verdict import accuracy_sentences, drop_sentences, robustness_sentences, verdict
+from lrcompress.report.words import radius_of
 
 __all__ = [
     "FORMATS",
@@ -41,7 +42,6 @@ __all__ = [
     "operator_norm_rows",
     "ordered_attacks",
     "outcome_sentence",
-    "paper_sentences",
     "parse_gate",
     "product_sentence",
     "radius_of",
@@ -54,6 +54,8 @@ __all__ = [
     "render_report",
     "report_paths",
     "report_schema",
+    "robustness_sentences",
+    "same_radius",
     "share_cell",
     "tables_beside",
     "verdict",

@@ -147,7 +147,7 @@ def _in_evaluation(evaluation: Mapping[str, Any], name: FigureName, confidence: 
         if measured is None:
             others = ", ".join(models["compressed"]["attacks"])
             return Missing(f"{name.attack} was not measured, but {others}" if others else NOTHING_ATTACKED)
-        at = [index for index, row in enumerate(measured) if _same(row["eps"], name.eps)]
+        at = [index for index, row in enumerate(measured) if same_radius(row["eps"], name.eps)]
         if not at:
             radii = ", ".join(format_radius(row["eps"], evaluation["norm"]) for row in measured)
             return Missing(f"{name.attack} was measured at ε = {radii}")
@@ -179,7 +179,8 @@ def _accuracy(
         low, high = share_bounds(rows["compressed"]["correct"], images, confidence=confidence)
         return Figure(100 * rows["compressed"]["accuracy"], "%", 100 * low, 100 * high, evidence, doubt)
     if pair is None:
-        return Missing("there is no original, or no earlier model, to compare with on the same images")
+        apart = f": {evaluation['apart']}" if "apart" in evaluation else ""
+        return Missing(f"there is no original, or no earlier model, to compare with on the same images{apart}")
     lost, gained = pair["lost"], pair["gained"]
     low, high = drop_bounds(lost, gained, images, confidence=confidence)
     if not rows["baseline"]["correct"]:
@@ -188,5 +189,6 @@ def _accuracy(
     return Figure(drop, "points", 100 * low, 100 * high, f"{evidence}: {lost:,} lost, {gained:,} gained", doubt)
 
 
-def _same(one: float, other: float) -> bool:
+def same_radius(one: float, other: float) -> bool:
+    """Whether two radii are the same but for their way through text."""
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)

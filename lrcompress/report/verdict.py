@@ -29,7 +29,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     for evaluation in report["evaluations"]:
         accuracy = [*accuracy_sentences(evaluation), *drop_sentences(report["recipe"], evaluation)]
         sentences += [sentence for sentence in accuracy if sentence not in sentences]
-        sentences += [*_unfinished(evaluation), *_robustness(evaluation)]
+        sentences += [*_unfinished(evaluation), *robustness_sentences(evaluation)]
         sentences += [f"{doubt['severity'].upper()}: {doubt['message']}." for doubt in evaluation["findings"]]
     return sentences
 
@@ -119,15 +119,15 @@ def _speed(latency: Mapping[str, Any] | None) -> list[str]:
 
 def accuracy_sentences(evaluation: Mapping[str, Any]) -> list[str]:
     """Returns what an evaluation says of clean accuracy."""
-    models, images = evaluation["models"], evaluation["images"]
+    models, images = evaluation["models"], f"{evaluation['images']:,} images of {evaluation['data']}"
     compressed = models["compressed"]["clean"]
     low, high = compressed["interval"]
     after = f"{100 * compressed['accuracy']:.2f} % [{100 * low:.1f}, {100 * high:.1f}]"
     if "baseline" not in models:
-        return [f"Clean accuracy {after} on {images:,} images (95 % interval); no baseline."]
+        return [f"Clean accuracy {after} on {images} (95 % interval); no baseline."]
     baseline, flips = models["baseline"]["clean"], evaluation["paired"]["clean"]
     return [
-        f"Clean accuracy {100 * baseline['accuracy']:.2f} → {after} on {images:,} images: "
+        f"Clean accuracy {100 * baseline['accuracy']:.2f} → {after} on {images}: "
         f"{points(compressed['accuracy'] - baseline['accuracy'])} ({flips['lost']} images lost, "
         f"{flips['gained']} gained, McNemar p = {flips['p_value']:.2g})."
     ]
@@ -148,7 +148,8 @@ def drop_sentences(recipe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
     ]
 
 
-def _robustness(evaluation: Mapping[str, Any]) -> list[str]:
+def robustness_sentences(evaluation: Mapping[str, Any]) -> list[str]:
+    """Returns what an evaluation says of robustness: the worst case of all attacks, and what has units of its own."""
     models, norm = evaluation["models"], evaluation["norm"]
     sentences = []
     for index, row in enumerate(models["compressed"]["attacks"].get("worst", [])):

@@ -10,7 +10,7 @@ from lrcompress.robustness.attacks import (
     parse_norm,
 )
 from lrcompress.robustness.blocks import BlockOutcome, EvaluatedModel
-from lrcompress.robustness.evaluate import Work, evaluate_models, of_these_images
+from lrcompress.robustness.evaluate import Work, block_size, evaluate_models, of_these_images
 from lrcompress.robustness.evaluation import AttackOutcome, Distances, Evaluation, Finding, ModelOutcome
 from lrcompress.robustness.smoothing import Smoothing
 from lrcompress.robustness.statistics import McNemar, compare_paired, wilson_interval
@@ -30,6 +30,7 @@ __all__ = [
     "Smoothing",
     "Work",
     "attack_strength",
+    "block_size",
     "compare_paired",
     "evaluate_models",
     "find_attack",

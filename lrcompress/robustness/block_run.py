@@ -52,7 +52,7 @@ class BlockRun:
 
     def run(self) -> BlockOutcome:
         """Returns what the models did."""
-        outcome = BlockOutcome(self.block.number, self.block.labels.tolist(), self.block.sha256())
+        outcome = BlockOutcome(self.block.number, self.block.labels.tolist(), self.block.hashes())
         standing: dict[str, Tensor] = {}
         for evaluated in self.models:
             started = time.perf_counter()

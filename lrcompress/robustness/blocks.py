@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -40,10 +41,14 @@ class Block:
     pixels: Float[Tensor, "n c h w"]
     labels: Int[Tensor, "n"]
 
-    def sha256(self) -> str:
-        """Returns the hash of images and labels."""
-        parts = [self.pixels.contiguous(), self.labels]
-        return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
+    def hashes(self) -> list[str]:
+        """Returns a hash of each image, as bytes of 8 bits, with its label."""
+        pixels = (255 * self.pixels).round().to(torch.uint8).contiguous().cpu().numpy()
+        labels = self.labels.tolist()
+        return [
+            hashlib.sha256(image.tobytes() + str(label).encode()).hexdigest()[:16]
+            for image, label in zip(pixels, labels, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class BlockOutcome:
     Attributes:
         number: of the block.
         labels: the images' classes.
-        sha256: of the images and labels.
+        hashes: one of each image and its label.
         models: by role.
         transferred: by "source→target", for each radius and image, whether the target was right on what was made
             against the source.
@@ -109,7 +114,7 @@ class BlockOutcome:
 
     number: int
     labels: list[int]
-    sha256: str
+    hashes: list[str]
     models: dict[str, ModelBlock] = field(default_factory=dict)
     transferred: dict[str, list[list[bool]]] = field(default_factory=dict)
     doubts: list[dict[str, Any]] = field(default_factory=list)

@@ -45,7 +45,7 @@ def find_doubts(
     findings: list[Finding] = []
     images = len(models[0].clean)
     if images < FEW_IMAGES:
-        message = f"{images} images give wide intervals; a one-point claim needs {FEW_IMAGES} or more"
+        message = f"{images} images give wide intervals: {FEW_IMAGES} are few, and a gate of one point takes about 410"
         findings.append(Finding("inconclusive", message, "few-images"))
     if images < classes:
         message = f"{images} images of {classes:,} classes: most classes are hardly tried, or not at all"

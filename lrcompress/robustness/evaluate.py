@@ -74,7 +74,7 @@ def evaluate_models(
             the batch, probabilities instead of logits, models with different classes.
     """
     work = work or Work()
-    size = BLOCK * settings.batch_size
+    size = block_size(settings)
     missing = work.missing(-(-len(images) // size))
     with ExitStack() as stack:
         for evaluated in models:
@@ -96,13 +96,18 @@ def evaluate_models(
     return summarise(shas, outcomes, images, settings, classes=classes, told=told)
 
 
+def block_size(settings: AttackSettings) -> int:
+    """Returns how many images are finished, and kept, at a time."""
+    return BLOCK * settings.batch_size
+
+
 def of_these_images(outcomes: Iterable[BlockOutcome], images: ImageSet, settings: AttackSettings) -> list[BlockOutcome]:
     """Returns the outcomes of blocks that consist of these images and labels still."""
-    size, cpu = BLOCK * settings.batch_size, torch.device("cpu")
+    size, cpu = block_size(settings), torch.device("cpu")
     return [
         one
         for one in outcomes
-        if _images_in(one.number, size, images) > 0 and _load(images, one.number, size, cpu).sha256() == one.sha256
+        if _images_in(one.number, size, images) > 0 and _load(images, one.number, size, cpu).hashes() == one.hashes
     ]
 
 

@@ -158,6 +158,7 @@ class Evaluation:
         findings: doubts.
         labels: the images' classes; empty if they are not known.
         class_names: one per class, where the source has names.
+        images_sha256: hash of the images as the models saw them, with their labels; "" if it is not known.
         images_asked: how many there were to evaluate on, if time did not suffice for all.
         transfer: of two models, what was made against one shown to the other.
         examples: images to look at.
@@ -173,6 +174,7 @@ class Evaluation:
     findings: tuple[Finding, ...]
     labels: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
+    images_sha256: str = ""
     images_asked: int | None = None
     transfer: Transfer | None = None
     examples: tuple[Mapping[str, Any], ...] = ()
@@ -192,6 +194,7 @@ class Evaluation:
             "settings": dict(self.settings),
             "seed": self.seed,
             "complete": self.images_asked is None,
+            **({"images_sha256": self.images_sha256} if self.images_sha256 else {}),
             **({} if self.images_asked is None else {"images_asked": self.images_asked}),
             "forward_passes": sum(model.forward_passes for model in self.models),
             "backward_passes": sum(model.backward_passes for model in self.models),

@@ -1,5 +1,6 @@
 """From the outcomes of all blocks to an evaluation."""
 
+import hashlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,7 @@ def summarise(
         findings=(*doubts, *(Finding(**doubt) for one in outcomes for doubt in one.doubts)),
         labels=labels,
         class_names=images.class_names,
+        images_sha256=hashlib.sha256("".join(one for part in outcomes for one in part.hashes).encode()).hexdigest(),
         images_asked=len(images) if len(labels) < len(images) else None,
         transfer=_transfer(transferred, models, settings),
         examples=tuple(shown for one in outcomes for shown in one.examples),

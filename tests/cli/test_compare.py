@@ -20,8 +20,9 @@ def test_two_files_stand_side_by_side_on_stdout(evaluated):
     heading, *lines = result.stdout.splitlines()
     assert heading.split() == ["figure", "out.safetensors", "tuned.safetensors", "difference"]
     assert [line.split()[0] for line in lines[:4]] == ["bytes", "parameters", "macs", "latency"]
-    assert "lost" in lines[4]
-    assert "McNemar p" in lines[4]
+    assert lines[4] == "30 images of data (test split)"
+    assert "lost" in lines[5]
+    assert "McNemar p" in lines[5]
 
 
 def test_files_and_their_reports_are_compared_alike(evaluated):

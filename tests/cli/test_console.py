@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import typer
 
-from lrcompress.cli.console import describe_training, explain_errors, fail, print_json, print_table
+from lrcompress.cli.console import describe_training, explain_errors, fail, follow_progress, print_json, print_table
 from lrcompress.dlrt import TrainingProgress
 from lrcompress.errors import DataError
 
@@ -90,3 +90,14 @@ def test_the_training_bar_tells_whose_attack_the_images_are_perturbed_by():
         "epoch 1/3  loss 0.500  held-out 87.50 %  perturbed by the training's own adversary 41.25 %  mean rank 12  "
         "1.235 M parameters"
     )
+
+
+def test_without_a_terminal_an_evaluation_tells_now_and_then_how_far_it_is(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with follow_progress() as observer:
+        for step in range(1, 10):
+            now[0] = 20.0 * step
+            observer.on_attack("compressed: PGD", 10 * step, 100)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "done" in line]
+    assert lines == ["• 40 % done, compressed: PGD", "• 80 % done, compressed: PGD"]

@@ -63,9 +63,37 @@ def test_gates_decide_the_exit_code_and_stand_in_the_report(shop, conditions, co
 
 def test_gates_of_an_evaluation_are_judged_by_it_alone(shop):
     assert run("attack", "out.safetensors", "--arch", "net.py:build", "--data", "data", "--fgsm").exit_code == 0
-    result = evaluate(*fail_if("fgsm@4/255.drop > 90"))
-    assert result.exit_code == 3
-    assert "missing" in result.stderr
+    refused = evaluate(*fail_if("fgsm@4/255.drop > 90"))
+    assert_refused(refused, "needs fgsm, which this run does not measure", "lrcompress attack")
+    judged = run("report", "out.report.json", "--to", "md", "-o", "-", *fail_if("fgsm@4/255.drop > 90"))
+    assert "PASS: fail if fgsm@4/255.drop > 90" in judged.stderr
+
+
+IMPOSSIBLE = {
+    "another attack": (["--fgsm", "--eps", "4/255"], "square@4/255.drop > 1", "needs square", "it attacks with fgsm"),
+    "another radius": (["--fgsm", "--eps", "4/255"], "fgsm@8.drop > 1", "about a radius", "--eps 4/255 was given"),
+    "a radius nearly": (["--fgsm", "--eps", "1/255,4/255"], "worst@0.0157.drop > 1", "about a radius", "1/255,4/255"),
+    "no worst case": (["--suite", "paper"], "worst@0.1.drop > 1", "needs worst", "paper"),
+}
+
+
+@pytest.mark.parametrize(("options", "gate", "message", "hint"), IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_a_gate_that_no_attack_of_the_run_can_meet_is_refused_before_the_work(shop, options, gate, message, hint):
+    before = listing(shop)
+    refused = run("attack", "out.safetensors", "--arch", "net.py:build", "--data", "data", *options, *fail_if(gate))
+    assert_refused(refused, message, hint)
+    assert listing(shop) == before
+
+
+def test_a_radius_that_is_written_otherwise_is_the_same(shop):
+    options = ("--arch", "net.py:build", "--data", "data", "--fgsm", "--eps", "4/255")
+    assert run("attack", "out.safetensors", *options, *fail_if("fgsm@0.01568627451.drop > 90")).exit_code == 0
+
+
+def test_a_compression_does_not_take_gates_of_attacks(shop):
+    options = ("--arch", "net.py:build", *INPUT_OPTIONS, "--tol", "0.1")
+    refused = run("compress", "w.pt", *options, "-o", "new.safetensors", *fail_if("pgd@4/255.drop > 1"))
+    assert_refused(refused, "needs pgd, which this run does not measure", "lrcompress attack")
 
 
 def test_gates_of_an_attack_know_what_it_measured(shop):

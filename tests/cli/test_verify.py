@@ -46,3 +46,15 @@ def test_a_file_that_is_cut_short_is_refused(shop):
 
 def test_a_torch_file_is_told_what_to_do_with_it(shop):
     assert_refused(run("verify", "w.pt"), "is a torch checkpoint", "lrcompress compress w.pt")
+
+
+def test_a_changed_manifest_ends_with_3_whatever_it_says(shop):
+    content = (shop / "out.safetensors").read_bytes()
+    changed = content.replace(b'\\"num_classes\\":3', b'\\"num_classes\\":4')
+    assert changed != content
+    (shop / "out.safetensors").write_bytes(changed)
+    result = verify("--json")
+    assert result.exit_code == 3
+    passed = {check["name"]: check["passed"] for check in json.loads(result.stdout)["checks"]}
+    assert passed == {"manifest": False, "digest": True, "finite": True, "network": None, "errors": None}
+    assert "the file is not as it was written" in result.stderr

@@ -11,7 +11,7 @@ import pytest
 from two_processes import finish, start_two
 from workshop import listing, report_of
 
-from lrcompress.errors import OutputError
+from lrcompress.errors import EvaluationError, OutputError
 from lrcompress.pipeline import EvaluateOptions, Observer, evaluate
 from lrcompress.robustness import AttackSettings
 
@@ -59,7 +59,7 @@ def stop_after(images):
 def test_what_was_finished_is_not_done_again(shop):
     expected = figures(attack(shop)[0])
     before = listing(shop)
-    with pytest.raises(Stopped):
+    with pytest.raises(EvaluationError, match=r"interrupted; \d+ of 30 images are finished"):
         attack(shop, on_attack=stop_after(70))  # 32 per block
     (journal,) = journals(shop)
     assert set(listing(shop)) - set(before) == {journal.name}
@@ -73,7 +73,7 @@ def test_what_was_finished_is_not_done_again(shop):
 
 
 def test_blocks_of_another_evaluation_neither_count_nor_are_lost(shop):
-    with pytest.raises(Stopped):
+    with pytest.raises(EvaluationError, match=r"interrupted; \d+ of 30 images are finished"):
         attack(shop, on_attack=stop_after(70))
     before = {path: path.read_bytes() for path in journals(shop)}
     said = []
@@ -88,17 +88,17 @@ DAMAGES = {
     "empty": lambda text: "",
     "half": lambda text: text[: len(text) // 2],
     "no table": lambda text: "[]",
-    "no blocks": lambda text: '{"version": 2, "sha256": ""}',
-    "blocks of nothing": lambda text: '{"version": 2, "sha256": "", "blocks": [{}]}',
+    "no blocks": lambda text: '{"version": 3, "sha256": ""}',
+    "blocks of nothing": lambda text: '{"version": 3, "sha256": "", "blocks": [{}]}',
     "a figure changed": lambda text: text[::-1].replace("eurt", "eslaf", 1)[::-1],
-    "of before": lambda text: text.replace('"version": 2', '"version": 1'),
+    "of before": lambda text: text.replace('"version": 3', '"version": 2'),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_journal_costs_its_work_and_nothing_else(shop, damage):
     expected = figures(attack(shop)[0])
-    with pytest.raises(Stopped):
+    with pytest.raises(EvaluationError, match=r"interrupted; \d+ of 30 images are finished"):
         attack(shop, on_attack=stop_after(70))
     (journal,) = journals(shop)
     text = journal.read_text()
@@ -111,7 +111,7 @@ def test_a_damaged_journal_costs_its_work_and_nothing_else(shop, damage):
 
 
 def test_blocks_of_images_that_have_changed_since_are_not_used(shop):
-    with pytest.raises(Stopped):
+    with pytest.raises(EvaluationError, match=r"interrupted; \d+ of 30 images are finished"):
         attack(shop, on_attack=stop_after(70))
     file = shop / "data" / "t10k-images-idx3-ubyte.gz"
     content = bytearray(gzip.decompress(file.read_bytes()))

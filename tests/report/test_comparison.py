@@ -37,27 +37,63 @@ def test_flips_are_counted_between_the_compressed_models_on_the_same_images():
 
 
 OTHER = {
-    "data": {"data": "others"},
-    "seed": {"seed": 1},
-    "number": {"images": 500, "clean": (450, 445), "robust": ((300, 150), (295, 140))},
-    "labels": {"labels": [1] * 1000},
+    "data": ({"data": "others"}, "not the same images"),
+    "seed": ({"seed": 1}, "not the same images: another number or seed"),
+    "number": (
+        {"images": 500, "clean": (450, 445), "robust": ((300, 150), (295, 140))},
+        "not the same images: another number or seed",
+    ),
+    "labels": ({"labels": [1] * 1000}, "not the same images: other pixels or labels under the same name"),
 }
 
 
-@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER.keys())
-def test_other_images_are_not_paired(change):
+@pytest.mark.parametrize(("change", "told"), OTHER.values(), ids=OTHER.keys())
+def test_other_images_are_not_paired(change, told):
     first, second = plain_evaluation(labels=[0] * 1000), plain_evaluation(**{"labels": [0] * 1000, **change})
     comparison = compare_reports(report(first), report(second))
     assert "paired" not in comparison["evaluations"][0]
     assert list(comparison["evaluations"][0]["models"]) == ["compressed"]
     assert len(comparison["only_first"]) == 1
     lines = comparison_rows(comparison)
-    assert any(line[1] == "-" and line[3] == "not the same images" for line in lines)
-    assert any(line[2] == "-" for line in lines)
+    assert any(line[1] == "-" and line[3] == told for line in lines)
+    theirs = [line[0] for line in lines if line[2] == "-"]
+    assert theirs == [line[0] for line in lines if line[1] == "-"]  # attacks as well as clean images
+    assert {"clean", "pgd@8/255 ℓ∞"} <= set(theirs)
+
+
+def hashed(letter, **changes):
+    return plain_evaluation(images_sha256=letter * 64, **changes)
+
+
+def test_images_of_one_hash_are_the_same_whatever_their_place_is_called():
+    comparison = compare_reports(report(hashed("a")), report(hashed("a", data="elsewhere")))
+    assert comparison["evaluations"][0]["paired"]["clean"]
+    assert comparison["only_first"] == []
+
+
+def test_images_of_another_hash_are_others_whatever_their_place_is_called():
+    first, second = report(hashed("a")), report(hashed("b"))
+    (evaluation,) = compare_reports(first, second)["evaluations"]
+    assert "paired" not in evaluation
+    (outcome,) = judge(compare_reports(first, second), GatePolicy((parse_gate("clean.drop > 5", attacks=[]),)))
+    assert outcome["outcome"] == "FAIL"
+    assert outcome["message"].endswith("not the same images: other pixels or labels under the same name")
+
+
+@pytest.mark.parametrize(
+    "change", [{"input_size": [1, 9, 9]}, {"crop_pct": 0.5}, {"interpolation": "nearest"}], ids=str
+)
+def test_where_pictures_are_fitted_otherwise_the_hash_says_nothing(change):
+    second = report(hashed("b"))
+    second["preprocessing"] = second["preprocessing"] | change
+    (evaluation,) = compare_reports(report(hashed("a")), second)["evaluations"]
+    assert evaluation["paired"]["clean"]
 
 
 def names(comparison):
-    return {row[0].partition(",")[0] for row in comparison_rows(comparison) if "images of" in row[0]}
+    rows = comparison_rows(comparison)
+    start = next(index for index, row in enumerate(rows) if not any(row[1:]))
+    return {row[0] for row in rows[start + 1 :] if "of the first only" not in row[3]}
 
 
 def with_settings(**changes):
@@ -97,18 +133,36 @@ def test_attacks_with_an_eps_of_their_own_are_compared_where_images_are_normalis
     assert names(compare_reports(report(plain_evaluation(data="paper's")), report(paper_evaluation()))) == usual
 
 
-def test_radii_that_only_one_has_are_left_out():
-    fewer = plain_evaluation()
-    for model in fewer["models"].values():
-        model["attacks"] = {name: rows[1:] for name, rows in model["attacks"].items()}
-    assert "pgd@4/255 ℓ∞" not in names(compare_reports(report(fewer), report(plain_evaluation())))
-    assert "pgd@8/255 ℓ∞" in names(compare_reports(report(fewer), report(plain_evaluation())))
+def with_radii(part, *, distances=None):
+    evaluation = plain_evaluation()
+    for model in evaluation["models"].values():
+        model["attacks"] = {name: rows[part] for name, rows in model["attacks"].items()}
+        model["distances"] = distances or {}
+    return evaluation
+
+
+def test_radii_are_compared_up_to_the_first_that_only_one_has():
+    """What withstands 8/255 after 4/255 was tried has withstood more than what was tried at 8/255 alone."""
+    every, small, large = with_radii(slice(None)), with_radii(slice(0, 1)), with_radii(slice(1, 2))
+    assert names(compare_reports(report(small), report(every))) == {
+        "clean", "fgsm@4/255 ℓ∞", "pgd@4/255 ℓ∞", "worst@4/255 ℓ∞",
+    }  # fmt: skip
+    assert names(compare_reports(report(large), report(every))) == {"clean"}
+    assert names(compare_reports(report(every), report(large))) == {"clean"}
+    assert "pgd@8/255 ℓ∞" in names(compare_reports(report(every), report(every)))
+
+
+def test_attacks_that_look_for_the_nearest_mistake_are_compared_at_all_common_radii():
+    found = {"pgd": {"norm": "linf", "median": None, "quartiles": [None] * 3, "found": 0, "values": [None] * 1000}}
+    every, large = (with_radii(part, distances=found) for part in (slice(None), slice(1, 2)))
+    assert names(compare_reports(report(large), report(every))) == {"clean", "pgd@8/255 ℓ∞"}
 
 
 def test_clean_images_of_several_attacks_are_shown_once():
     both = [plain_evaluation(), plain_evaluation(norm="l2")]
     lines = comparison_rows(compare_reports(report(*both), report(*both)))
-    assert sum(line[0].startswith("clean") for line in lines) == 1
+    assert sum(line[0] == "clean" for line in lines) == 1
+    assert sum("images of" in line[0] for line in lines) == 1
 
 
 LATENCY = {

@@ -148,14 +148,14 @@ def test_an_error_that_rounding_carries_over_the_tolerance_is_told_as_such():
 def test_accuracy_is_told_with_difference_interval_and_flips():
     (sentence,) = accuracy_sentences(upgrade_evaluation(evaluation().to_json()))
     assert sentence == (
-        "Clean accuracy 90.00 → 80.00 % [58.4, 91.9] on 20 images: -10.0 points (2 images lost, "
+        "Clean accuracy 90.00 → 80.00 % [58.4, 91.9] on 20 images of the data: -10.0 points (2 images lost, "
         "0 gained, McNemar p = 0.5)."
     )
 
 
 def test_accuracy_without_a_baseline_says_so():
     (sentence,) = accuracy_sentences(evaluation(baseline=False).to_json())
-    assert sentence == "Clean accuracy 80.00 % [58.4, 91.9] on 20 images (95 % interval); no baseline."
+    assert sentence == "Clean accuracy 80.00 % [58.4, 91.9] on 20 images of the data (95 % interval); no baseline."
 
 
 def test_robustness_is_told_radius_by_radius_with_its_strength():

@@ -236,3 +236,22 @@ def test_an_attack_that_needs_more_classes_is_refused_before_the_work():
     images = ImageSet(TensorImages(torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.long)), (), "noise")
     with pytest.raises(OptionError, match="apgd-t needs 4 classes, the models have 2"):
         evaluate_models([EvaluatedModel("compressed", two, "0")], images, AttackSettings(("apgd-t",)))
+
+
+def test_the_hash_of_the_images_is_that_of_pixels_and_labels_and_not_of_how_they_were_taken():
+    models = networks()[:1]
+    pixels = torch.rand(20, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    labels = torch.arange(20) % 3
+
+    def sha256(pixels, labels, **settings):
+        images = ImageSet(TensorImages(pixels, labels), (), "noise")
+        evaluation = evaluate_models(models, images, AttackSettings(("noise",), eps=(0.1,), **settings))
+        return evaluation.to_json()["images_sha256"]
+
+    expected = sha256(pixels, labels, batch_size=8)
+    assert sha256(pixels, labels, batch_size=3) == sha256(pixels, labels, seed=5) == expected
+    brighter, relabelled = pixels.clone(), labels.clone()
+    brighter[-1, 0, 0, 0] = 1 - brighter[-1, 0, 0, 0].round()
+    relabelled[-1] = 0
+    others = {sha256(brighter, labels), sha256(pixels, relabelled), sha256(pixels.flip(0), labels.flip(0))}
+    assert len(others | {expected}) == 4

@@ -15,6 +15,8 @@ from lrcompress.errors import OptionError
 if TYPE_CHECKING:
     from lrcompress.pipeline import EvaluateOptions
 
+DEFAULT_STEPS = {"linf": 20, "l2": 20, "l1": 100}  # in ℓ1 attacks converge slowly
+
 
 class Suite(str, Enum):
     """What `--suite` takes."""
@@ -66,7 +68,7 @@ def attack(
             "take them in units of normalised images; alone they have 0.025 to 0.3."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of PGD and APGD.")] = 20,
+    steps: Annotated[int | None, typer.Option(help="Steps of PGD and APGD (default 20, in ℓ1 100).")] = None,
     restarts: Annotated[int, typer.Option(help="Random restarts; the worst case of all counts.")] = 1,
     queries: Annotated[int, typer.Option(help="Queries of Square.")] = 1000,
     corruptions: Annotated[
@@ -117,16 +119,16 @@ def attack(
     names = [name for name, wanted in flags if wanted] + list(attacks or ())
     known_norm = parse_norm(norm)
     if suite is not None:
-        fitting = [name for name in SUITES[suite.value] if known_norm in ATTACKS[name].norms]
+        fitting = [in_norm(name, known_norm) for name in SUITES[suite.value] if known_norm in ATTACKS[name].norms]
         if not fitting:
             raise OptionError(f"no attack of --suite {suite.value} works in {known_norm}", hint="--norm linf")
         names += fitting
     settings = replace(
         options.settings,
-        attacks=with_checks(names or ([] if corruptions or certify else ["pgd"])),
+        attacks=with_checks(names or ([] if corruptions or certify else [in_norm("pgd", known_norm)])),
         norm=known_norm,
         eps=parse_eps(eps or (), known_norm),
-        steps=steps,
+        steps=steps if steps is not None else DEFAULT_STEPS[known_norm],
         restarts=restarts,
         queries=queries,
         corruptions=corruptions,
@@ -134,6 +136,15 @@ def attack(
     )
     policy = gates.policy_of_run(settings)
     run_evaluation(file, replace(options, settings=settings), policy, as_json=as_json)
+
+
+def in_norm(name: str, norm: str) -> str:
+    """Returns the attack that takes the place of another in a norm: in ℓ1 PGD is weak.
+
+    >>> in_norm("pgd", "linf"), in_norm("pgd", "l1"), in_norm("fgsm", "l1")
+    ('pgd', 'apgd-ce', 'fgsm')
+    """
+    return "apgd-ce" if (name, norm) == ("pgd", "l1") else name
 
 
 def with_checks(names: list[str]) -> tuple[str, ...]:

@@ -47,8 +47,8 @@ def inspect(
     """Say what is in a file.
 
     Of a compressed file or a checkpoint: architecture, sizes, layers, and why layers stay dense. Of a fine-tuning that
-    has not ended: how far it is, what it has reached, and how it goes on. Only --operator-norms builds the network of a
-    compressed file, and writes: into its report.
+    has not ended: how far it is, what it has reached, and how it goes on; of an evaluation, how far it is. Only
+    --operator-norms builds the network of a compressed file, and writes: into its report.
 
     \b
     Examples:
@@ -58,13 +58,16 @@ def inspect(
       lrcompress inspect out.safetensors --operator-norms --baseline resnet50.pt
     """
     from lrcompress.artifact import is_artifact
-    from lrcompress.pipeline import describe_unfinished, is_unfinished
+    from lrcompress.pipeline import describe_journal, describe_unfinished, is_unfinished
 
     unfinished, compressed = is_unfinished(Path(file)), is_artifact(Path(file))
     if operator_norms and unfinished:
         raise OptionError("an unfinished run has no model to measure yet", hint="let it go on with --resume")
     if baseline is not None and not (operator_norms and compressed):
         raise OptionError("--baseline is for --operator-norms of a compressed file", hint="leave out --baseline")
+    if not compressed and (evaluation := describe_journal(Path(file))) is not None:
+        _tell_evaluation(evaluation, as_json=as_json)
+        return
     if unfinished:
         _tell_unfinished(describe_unfinished(Path(file)), as_json=as_json)
         return
@@ -115,6 +118,17 @@ def _tell_norms(values: dict[str, Any]) -> None:
     print_lines(columns, [[cell.replace("×", "x").replace("–", "-") for cell in row] for row in rows])
     if sentence := product_sentence(values):
         typer.echo(sentence)
+
+
+def _tell_evaluation(values: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+        return
+    typer.echo(f"kind: {values['kind']}")
+    typer.echo(f"images: {values['images_done']} of {values['images']} finished, by one process")
+    typer.echo(f"data: {values['data']}")
+    typer.echo(f"attacks: {', '.join(values['settings'].get('attacks', ())) or '-'}, {values['norm']}")
+    typer.echo("resume: the same command goes on with it")
 
 
 def _tell_unfinished(values: dict[str, Any], *, as_json: bool) -> None:

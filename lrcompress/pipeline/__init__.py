@@ -4,6 +4,7 @@ from lrcompress.pipeline.baseline import find_baseline
 from lrcompress.pipeline.compression import compress
 from lrcompress.pipeline.evaluation import EvaluateOptions, evaluate
 from lrcompress.pipeline.fine_tuning import starting_policy
+from lrcompress.pipeline.journal import describe_journal
 from lrcompress.pipeline.observer import Observer
 from lrcompress.pipeline.operator_norms import add_operator_norms, checkpoint_operator_norms
 from lrcompress.pipeline.options import CompressOptions
@@ -21,6 +22,7 @@ __all__ = [
     "add_operator_norms",
     "checkpoint_operator_norms",
     "compress",
+    "describe_journal",
     "describe_unfinished",
     "evaluate",
     "find_baseline",

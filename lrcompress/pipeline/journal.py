@@ -80,6 +80,26 @@ class Journal:
         return hashlib.sha256(json.dumps([self.subject, blocks], sort_keys=True).encode()).hexdigest()
 
 
+def describe_journal(path: Path) -> dict[str, Any] | None:
+    """Returns how far an unfinished evaluation is as JSON types, None if the file is none of this program's."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        subject, blocks = content["subject"], content["blocks"]
+        if content["version"] != VERSION:
+            return None
+        return {
+            "kind": "unfinished evaluation",
+            "images_done": sum(len(block["labels"]) for block in blocks),
+            "images": subject["images"],
+            "data": subject["data"],
+            "norm": subject["norm"],
+            "settings": subject["settings"],
+            "models": subject["models"],
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def describe_subject(
     models: list[EvaluatedModel], settings: AttackSettings, *, data: str, images: int
 ) -> dict[str, Any]:

@@ -128,9 +128,11 @@ def probe_attack(
     if eps > 0 and len(left) > 0:
         more = broken(probe(eps, settings.norm, 2 * settings.steps), left, "doubled")
         if more > allowed:
+            weak = settings.norm == "l1" and not any(name.startswith("apgd") for name in settings.attacks)
+            advice = "add --attack apgd-ce" if weak else "give more --steps, --restarts or attacks"
             message = (
                 f"{2 * settings.steps} steps of {title} break {more} more of {len(some)} images of the {role} model "
-                f"{at}: give more --steps, --restarts or attacks"
+                f"{at}: {advice}"
             )
             findings.append(Finding("unreliable", message, "doubled-steps", role))
     lost = some[~standing[:-1, some].all(0)] if len(settings.eps) > 1 else some[:0]

@@ -190,3 +190,16 @@ def test_ones_own_factory_is_asked_for(shop):
 @pytest.mark.parametrize("options", [["--samples", "0"], ["--eps"], ["--no-such-option"]], ids=" ".join)
 def test_wrong_usage_ends_with_2(shop, options):
     assert attack(*options).exit_code == 2
+
+
+def test_in_l1_the_attack_is_apgd_and_takes_more_steps_unless_pgd_is_asked_for(shop):
+    def settings(*options):
+        result = run("attack", "out.safetensors", "--arch", "net.py:build", "--data", "data", "--norm", "l1",
+                     "--eps", "0.1", "--samples", "4", "--json", *options)  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)["settings"]
+
+    assert (settings()["attacks"], settings()["steps"]) == (["noise", "fgsm", "apgd-ce"], 100)
+    assert settings("--suite", "quick", "--steps", "3")["attacks"] == ["noise", "fgsm", "apgd-ce"]
+    asked = settings("--pgd", "--steps", "3")
+    assert (asked["attacks"], asked["steps"]) == (["noise", "fgsm", "pgd"], 3)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from command import run
 from two_processes import finish, start_two
 from workshop import listing, report_of
 
@@ -186,3 +187,23 @@ def test_two_processes_share_the_images_and_one_writes_what_one_alone_would(shop
     assert [stdout for _, stdout, _ in ended] == ["out.report.json\n", ""]
     assert figures(report_of(shop / OUT)["evaluations"][-1]) == expected
     assert not list(shop.glob("*.unfinished*"))
+
+
+def test_a_journal_tells_how_far_it_is(shop):
+    with pytest.raises(EvaluationError, match="interrupted"):
+        attack(shop, on_attack=stop_after(70))
+    (journal,) = journals(shop)
+    result = run("inspect", journal, "--json")
+    assert result.exit_code == 0, result.stderr
+    values = json.loads(result.stdout)
+    assert (values["kind"], values["images_done"], values["images"]) == ("unfinished evaluation", 16, 30)
+    assert values["settings"]["attacks"] == ["fgsm", "pgd"]
+    told = run("inspect", journal).stdout.splitlines()
+    assert told[:2] == ["kind: unfinished evaluation", "images: 16 of 30 finished, by one process"]
+
+
+def test_who_interrupts_before_anything_is_kept_is_told_so(shop):
+    with pytest.raises(EvaluationError, match="0 of 30 images") as stopped:
+        attack(shop, on_attack=stop_after(5))
+    assert "images are kept 8 at a time" in stopped.value.hint
+    assert not journals(shop)

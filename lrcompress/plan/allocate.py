@@ -175,7 +175,7 @@ class _Search:
         ways = _Ways(start, start.double(), start.double() + self._bound, start, start)
         for number in range(len(self._fronts)):
             ways = ways.only(ways.bounds < self._enough())
-            if not len(ways.costs):
+            if not len(ways.costs) or self._bound >= self._enough():
                 break
             ways = self._extend(ways, self._narrow(self._fronts[number]), _Relaxation(self._fronts[number + 1 :]))
             self._decided.append(ways)

@@ -198,3 +198,9 @@ def test_a_flat_spectrum_whose_steps_are_all_worth_the_same_keeps_the_budget(cou
     for budget in range(3, 3 * count + 1):
         chosen = allocate({"a": one}, budget)["a"]
         assert (count if chosen is None else chosen + 1) == budget // 3
+
+
+def test_without_layers_and_with_a_budget_beyond_all_numbers_there_is_nothing_to_search():
+    assert allocate({}, 0) == {}
+    layers = random_layers(0)
+    assert set(allocate(layers, 10**30).values()) == {None}

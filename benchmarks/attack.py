@@ -29,6 +29,7 @@ from results import read_results, write_results
 from torch import nn
 
 from lrcompress.checkpoint import LoadedModel, LoadOptions, load_checkpoint
+from lrcompress.cli.attack import DEFAULT_STEPS, in_norm, with_checks
 from lrcompress.data import ImageSet, iterate_batches, open_images, random_subset
 from lrcompress.dlrt import DlrtOptions, TrainingOptions, fine_tune_
 from lrcompress.factorize import factorize
@@ -48,7 +49,6 @@ from lrcompress.robustness.square import LinfSquare
 
 COMPARED, STEPS, QUERIES = 200, 100, 1000
 DOUBTED = 300  # images
-DOUBTED_STEPS: dict[Norm, int] = {"linf": 20, "l2": 20, "l1": 50}  # with 20 in ℓ1 the checks ask for more, rightly
 SQUARE_SEEDS = 3  # its count depends on what is drawn, that of the others hardly
 ADVERSARIAL: dict[str, Any] = {"adversarial": "fgsm-rs", "adversarial_eps": 8 / 255, "epochs": 4, "lr": 5e-4}
 SPEED_EPS = tuple(value / 255 for value in (1, 2, 4, 8))
@@ -319,7 +319,7 @@ def doubts() -> dict[str, Any]:
     return {
         "norms": rows,
         "images": DOUBTED,
-        "steps": DOUBTED_STEPS,
+        "steps": DEFAULT_STEPS,
         "l1": steps_in_l1(original),
         "false_alarms": alarms,
     }
@@ -327,10 +327,10 @@ def doubts() -> dict[str, Any]:
 
 def doubts_of(models: dict[str, nn.Module], norm: Norm) -> dict[str, Any]:
     """Returns what the checks say of one network, or of one beside another, and the figures of the last one."""
-    attacks = tuple(name for name in SUITES["standard"] if norm in ATTACKS[name].norms)
+    attacks = with_checks([in_norm(name, norm) for name in SUITES["standard"] if norm in ATTACKS[name].norms])
     evaluated = [EvaluatedModel(role, model, role) for role, model in models.items()]
     values = evaluate_models(
-        evaluated, test_images(DOUBTED), AttackSettings(attacks, norm=norm, steps=DOUBTED_STEPS[norm])
+        evaluated, test_images(DOUBTED), AttackSettings(attacks, norm=norm, steps=DEFAULT_STEPS[norm])
     ).to_json()
     last = values["models"][list(models)[-1]]
     return {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrcompress.checkpoint.read import SAVE_HINT
 from lrcompress.errors import CheckpointError
-from lrcompress.models.preprocessing import INTERPOLATIONS
+from lrcompress.models.preprocessing import CROPS, INTERPOLATIONS
 
 # timm's order: averaged weights before raw ones.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -92,7 +92,7 @@ def read_preprocessing(values: Mapping[Any, Any]) -> dict[str, Any]:
             found[key] = tuple(value)
     if len(found.get("input_size", (0, 0, 0))) != 3:
         del found["input_size"]
-    if isinstance(values.get("crop_pct"), (int, float)):
+    if isinstance(values.get("crop_pct"), (int, float)) and CROPS[0] <= values["crop_pct"] <= CROPS[1]:
         found["crop_pct"] = float(values["crop_pct"])
     if values.get("interpolation") in INTERPOLATIONS:
         found["interpolation"] = values["interpolation"]

@@ -107,6 +107,15 @@ def test_what_timms_arguments_leave_open_is_taken_from_the_architecture(tmp_path
     assert trained == bare
 
 
+@pytest.mark.parametrize("values", [{"interpolation": "random"}, {"crop_pct": 0}, {"crop_pct": float("nan")}], ids=str)
+def test_what_scripts_call_by_the_same_name_and_no_image_can_be_brought_into_is_left_open_too(tmp_path, small, values):
+    checkpoint = timm_training_checkpoint("test_resnet", small)
+    plain = load_checkpoint(str(write_zip(checkpoint, tmp_path / "last.pth.tar"))).preprocessing
+    for key, value in values.items():
+        setattr(checkpoint["args"], key, value)
+    assert load_checkpoint(str(write_zip(checkpoint, tmp_path / "odd.pth.tar"))).preprocessing == plain
+
+
 @pytest.mark.parametrize("write", TORCH_FORMATS.values(), ids=TORCH_FORMATS.keys())
 def test_a_checkpoint_of_the_pytorch_example_loads(tmp_path, resnet18, write):
     path = write(pytorch_example_checkpoint("resnet18", resnet18), tmp_path / "checkpoint.pth.tar")

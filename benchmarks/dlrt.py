@@ -10,8 +10,9 @@
 The rows need runs/vgg11_bn.pt of train_networks.py. Every row but the first two starts from that checkpoint and trains
 for the same number of epochs, both adversarial ones for fewer, on the same 54,000 images; the best epoch is chosen on
 the other 6,000 of the training split, which the checkpoint has not seen. The test split is seen once, at the end of
-each row, and nothing is chosen on it. A row that is stopped goes on from runs/dlrt/; rows of another checkpoint are
-measured anew, all of them.
+each row, and nothing is chosen on it. A row that is stopped goes on from runs/dlrt/. Rows keep the hash and the
+accuracy of the checkpoint that they start from: the same recipe and seed make another one on another machine, and a
+difference is always that from a row's own. Rows of another recipe are measured anew, all of them.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from results import read_results, write_results
 from torch import nn
 
 from lrcompress.artifact.tensors import iterate_file
-from lrcompress.checkpoint import LoadedModel, LoadOptions, load_checkpoint
+from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, load_checkpoint
 from lrcompress.data import open_images, random_subset
 from lrcompress.dlrt import Circumstances, Dlrt, DlrtOptions, TrainingOptions, fine_tune_
 from lrcompress.factorize import factorize, factorize_for_training, fold_
@@ -162,11 +163,8 @@ def save(state: dict[str, Any], path: Path) -> None:
 def measure(model: nn.Module, loaded: LoadedModel, data: str) -> dict[str, Any]:
     """Returns the figures of a network: size, accuracy on all test images, and on some of them under attack."""
     size = loaded.preprocessing.input_size
-    model = model.eval().to(memory_format=torch.contiguous_format)
-    test = open_images(data, "test", input_size=size)
-    pixels = PixelModel(model, loaded.preprocessing)
-    clean = evaluate_models([EvaluatedModel("compressed", pixels, "")], test, AttackSettings(batch_size=500))
-    right = sum(clean.models[0].clean)
+    accuracy, count = clean_accuracy(model, loaded, data)
+    test, pixels = open_images(data, "test", input_size=size), PixelModel(model, loaded.preprocessing)
     settings = AttackSettings(("pgd",), eps=EPS, steps=20, restarts=2, batch_size=250)
     attacked = evaluate_models(
         [EvaluatedModel("compressed", pixels, "")], random_subset(test, ATTACKED, seed=0), settings
@@ -180,13 +178,22 @@ def measure(model: nn.Module, loaded: LoadedModel, data: str) -> dict[str, Any]:
         "parameters": count_parameters(model),
         "bytes": sum(len(piece) for piece in iterate_file(weights, {"format": "pt"})),
         "macs": count_macs(model, size),
-        "accuracy": right / len(test),
-        "interval": list(wilson_interval(right, len(test))),
-        "images": len(test),
+        "accuracy": accuracy,
+        "interval": list(wilson_interval(round(accuracy * count), count)),
+        "images": count,
         "pgd": standing,
         "attacked_images": ATTACKED,
         "kappas": kappas(model),
     }
+
+
+def clean_accuracy(model: nn.Module, loaded: LoadedModel, data: str) -> tuple[float, int]:
+    """Returns the accuracy on all test images, in float32, and their number."""
+    model = model.eval().to(memory_format=torch.contiguous_format)
+    test = open_images(data, "test", input_size=loaded.preprocessing.input_size)
+    pixels = PixelModel(model, loaded.preprocessing)
+    clean = evaluate_models([EvaluatedModel("compressed", pixels, "")], test, AttackSettings(batch_size=500))
+    return sum(clean.models[0].clean) / len(test), len(test)
 
 
 def kappas(model: nn.Module) -> dict[str, float]:
@@ -203,19 +210,22 @@ def kappas(model: nn.Module) -> dict[str, float]:
 def rows(data: str, words: list[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     network = json.loads(Path("runs/vgg11_bn.json").read_text())
+    start = {"checkpoint": file_sha256(Path("runs/vgg11_bn.pt"))[:8], "dense_accuracy": None}
     done = rows_of(network)
     for name, row in ROWS.items():
         if any(word in name for word in words) if words else name not in done:
             model, told = make(name, row, data)
-            figures = measure(model, load(), data) | told | {"title": row.title}
+            start["dense_accuracy"] = start["dense_accuracy"] or clean_accuracy(load().model, load(), data)[0]
+            figures = measure(model, load(), data) | told | start | {"title": row.title}
             done = rows_of(network) | {name: figures}
             write_results("dlrt", "rows", {"network": network, "epochs": EPOCHS, "rows": done})
 
 
 def rows_of(network: dict[str, Any]) -> dict[str, Any]:
-    """Returns the rows that have been measured on a network: those of another one do not belong into its table."""
+    """Returns the rows of a recipe that have been measured: those of another do not belong into its table."""
     measured = read_results("dlrt").get("rows", {})
-    return measured.get("rows", {}) if measured.get("network") == network else {}
+    same = all(measured.get("network", {}).get(key) == network[key] for key in ("recipe", "seed", "parameters"))
+    return measured.get("rows", {}) if same else {}
 
 
 class Steps:
@@ -347,6 +357,11 @@ def orthonormality(cycles: int = 1000) -> dict[str, Any]:
     }
 
 
+def gained(row: dict[str, Any]) -> float:
+    """Returns the points of clean accuracy that a row has above the checkpoint it started from."""
+    return 100 * (row["accuracy"] - row["dense_accuracy"])
+
+
 def summary() -> dict[str, Any]:
     """Returns the figures of the committed results; what has not been measured is null."""
     parts = read_results("dlrt")
@@ -356,7 +371,7 @@ def summary() -> dict[str, Any]:
         """Returns the points lost against the better of the dense network as it is and trained as long."""
         if "dense" not in made or "dense_long" not in made or small not in made:
             return None
-        return 100 * (max(made["dense"]["accuracy"], made["dense_long"]["accuracy"]) - made[small]["accuracy"])
+        return max(0.0, gained(made["dense_long"])) - gained(made[small])
 
     def points(dense: str, small: str, *keys: str) -> float | None:
         if dense not in made or small not in made:
@@ -371,7 +386,8 @@ def summary() -> dict[str, Any]:
 
     gain = points("adversarial_94", "dense", "pgd", "8/255")
     robust = points("adversarial_94", "dense_adversarial", "pgd", "8/255")
-    clean = points("adversarial_94", "dense_adversarial", "accuracy")
+    both = [made[name] for name in ("adversarial_94", "dense_adversarial") if name in made]
+    clean = gained(both[0]) - gained(both[1]) if len(both) == 2 else None
     return {
         "drop_at_95": dropped("distilled_95"),
         "removed_at_95": removed("distilled_95"),

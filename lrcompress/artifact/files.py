@@ -35,7 +35,7 @@ def check_outputs(
             raise OutputError(f"`{path}` is read by the same command, and is kept", hint="name another file with -o")
         if path.exists() and not overwrite:
             raise OutputError(f"`{path}` exists", hint="name another file with -o, or add --overwrite")
-        folder = path.parent
+        folder = _target(path).parent
         if not folder.is_dir():
             raise OutputError(f"no folder `{folder}` for `{path.name}`", hint=f"mkdir -p {folder}")
         try:
@@ -43,6 +43,16 @@ def check_outputs(
                 pass
         except OSError as error:
             raise OutputError(f"cannot write into `{folder}`: {error.strerror}", hint=elsewhere) from error
+
+
+def _target(path: Path) -> Path:
+    """Returns the file that a symbolic link leads to, any other path as it is."""
+    if not path.is_symlink():
+        return path
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # a ring of links, which is the latter before Python 3.13
+        raise OutputError(f"`{path}` is a link that leads nowhere", hint="name another file with -o") from error
 
 
 def write_atomically(
@@ -58,7 +68,7 @@ def write_atomically(
     Raises:
         OutputError: if the file system refuses.
     """
-    target = path.resolve()
+    target = _target(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,6 +1,7 @@
 """Finds the state dict in what a file holds, and what the file says of its architecture."""
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,9 +87,11 @@ def read_preprocessing(values: Mapping[Any, Any]) -> dict[str, Any]:
     Scripts leave them empty (timm's `--interpolation ''`) or call other things by these names.
     """
     found: dict[str, Any] = {}
-    for key in ("input_size", "mean", "std"):
+    for key, smallest in (("input_size", 1), ("mean", -math.inf), ("std", math.ulp(0.0))):
         value = values.get(key)
-        if isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
+        if not isinstance(value, (list, tuple)) or not value:
+            continue
+        if all(isinstance(x, (int, float)) and math.isfinite(x) and x >= smallest for x in value):
             found[key] = tuple(value)
     if len(found.get("input_size", (0, 0, 0))) != 3:
         del found["input_size"]

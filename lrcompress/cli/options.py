@@ -209,6 +209,12 @@ def parse_arguments(texts: Sequence[str]) -> Mapping[str, Any]:
     return arguments
 
 
+def own_code(factory: str | None) -> Path | None:
+    """Returns the file of `file.py:factory`, None for any other spelling."""
+    path = Path((factory or "").rpartition(":")[0])
+    return path if path.suffix == ".py" else None
+
+
 def check_device(device: str) -> None:
     """Raises `OptionError` if the device does not exist here."""
     import torch

@@ -17,6 +17,7 @@ from lrcompress.cli.options import (
     check_device,
     in_panel,
     load_options,
+    own_code,
     whole_number,
     with_options,
 )
@@ -300,7 +301,9 @@ def plan(
     elif data is not None:
         raise OptionError("a plan needs images for --max-drop only", hint="--calibrate DIR plans for their activations")
     check_device(device)
-    check_outputs([output], overwrite=overwrite, inputs=[planning.overrides, *source_files(checkpoint)])
+    check_outputs(
+        [output], overwrite=overwrite, inputs=[planning.overrides, own_code(load.arch), *source_files(checkpoint)]
+    )
     loaded = load_checkpoint(checkpoint, load)
     stderr().print(loaded.describe(), markup=False)
     with follow_progress() as observer:

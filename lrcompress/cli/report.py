@@ -50,7 +50,7 @@ def report(
     path = output or document_path(file, to)
     if path != STDOUT:
         # What lies beside the report is made from it and may be made again.
-        check_outputs([path], overwrite=overwrite or output is None, inputs=[file])
+        check_outputs([path], overwrite=overwrite or output is None, inputs=[file, gates.file])
     names = {name for one in values["evaluations"] for name in one["models"]["compressed"]["attacks"]}
     policy = gates.policy(attacks=sorted(names))
     if policy.gates:

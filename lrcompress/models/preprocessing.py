@@ -86,13 +86,13 @@ class Preprocessing:
         )
 
     def updated(self, origin: str, values: Mapping[str, Any]) -> "Preprocessing":
-        """Returns these values with those of `values` that are known and not None put in their place.
+        """Returns these values with those of `values` that are known and not empty put in their place.
 
         Args:
             origin: where the new values come from; what was there before keeps its own origin.
             values: may hold other keys too.
         """
-        known = {key: values[key] for key in VALUES if values.get(key) is not None}
+        known = {key: values[key] for key in VALUES if values.get(key) not in (None, "")}
         known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
         if not known:
             return self

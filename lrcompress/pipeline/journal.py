@@ -43,7 +43,7 @@ class Journal:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["version"] == VERSION and content["sha256"] == journal._sha256(content["blocks"]):
                     found |= {one["number"]: BlockOutcome.from_json(one) for one in content["blocks"]}
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
                 continue  # a file that is no journal costs its work, nothing else
         journal.blocks = list(found.values())
         if world()[1] > 1:
@@ -56,10 +56,10 @@ class Journal:
         Raises:
             OutputError: if the file system refuses.
         """
-        self.blocks.append(outcome)
-        blocks = [one.to_json() for one in self.blocks]
+        blocks = [one.to_json() for one in (*self.blocks, outcome)]
         values = {"version": VERSION, "subject": dict(self.subject), "blocks": blocks, "sha256": self._sha256(blocks)}
         write_atomically(self._path(world()[0]), json.dumps(values).encode())
+        self.blocks.append(outcome)
 
     def close(self) -> None:
         """Removes what all processes have written."""
@@ -82,10 +82,12 @@ class Journal:
 
 def describe_journal(path: Path) -> dict[str, Any] | None:
     """Returns how far an unfinished evaluation is as JSON types, None if the file is none of this program's."""
+    if SUFFIX not in path.name or path.suffix != ".json":
+        return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         subject, blocks = content["subject"], content["blocks"]
-        if content["version"] != VERSION:
+        if content["version"] != VERSION or content["sha256"] != Journal(path, subject)._sha256(blocks):
             return None
         return {
             "kind": "unfinished evaluation",

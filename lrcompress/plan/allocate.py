@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# The share of the optimum by which the result may exceed it. One half ends the search where the bound allows no more,
-# the other takes ways for one that err nearly the same, where there are too many of them.
+# The share of the optimum by which the result may exceed it. A part of it ends the search where the bound allows no
+# more, another takes ways for one that err nearly the same, where there are too many of them.
 GAP = 2e-3
+_PART = GAP / 2.1
 _MANY_WAYS, _WAYS_AT_ONCE = 10_000, 2_000_000
 
 
@@ -87,18 +88,18 @@ class _Relaxation:
     """
 
     def __init__(self, fronts: Sequence[_Front]) -> None:
-        steps: list[tuple[float, int, int, int, float]] = []
+        steps: list[tuple[float, int, int, int, float, int]] = []
         for layer, front in enumerate(fronts):
             worth = float("inf")
             for before, after in itertools.pairwise(front.corners()):
                 cost = int(front.costs[after] - front.costs[before])
                 removed = float(front.errors[before] - front.errors[after])
                 worth = min(worth, removed / cost)  # convex but for rounding, which must not change the order
-                steps.append((-worth, layer, int(front.indices[after]), cost, removed))
-        steps.sort()
+                steps.append((-worth, layer, after, cost, removed, int(front.indices[after])))
+        steps.sort()  # equal ones of a layer in the order of its hull
         self.smallest_cost = sum(int(front.costs[0]) for front in fronts)
         self._start = [int(front.indices[0]) for front in fronts]
-        self._steps = [(layer, index) for _, layer, index, _, _ in steps]
+        self._steps = [(layer, index) for _, layer, _, _, _, index in steps]
         self._costs = torch.tensor([*itertools.accumulate((step[3] for step in steps), initial=self.smallest_cost)])
         # Summed up from the last one, so that small errors do not vanish in large ones.
         least = sum(float(front.errors[-1]) for front in fronts)
@@ -183,7 +184,7 @@ class _Search:
 
     def _enough(self) -> float:
         """The error that must be undercut for a solution to be looked for."""
-        return (1 - GAP / 2) * self._error
+        return (1 - _PART) * self._error
 
     def _narrow(self, front: _Front) -> _Front:
         """Leaves out options that cannot be part of a better solution.
@@ -209,7 +210,7 @@ class _Search:
         found = found.only(found.bounds < self._enough())
         kept = _falling(found.costs, found.errors)
         if len(kept) > _MANY_WAYS:
-            grid = GAP / 2 / len(self._fronts) * float(found.bounds.min())
+            grid = _PART / len(self._fronts) * float(found.bounds.min())
             kept = _falling(found.costs, (found.errors / grid).floor())
         return found.only(kept)
 

@@ -120,3 +120,14 @@ def test_of_a_symbolic_link_the_file_it_leads_to_is_replaced(tmp_path):
         assert (tmp_path / "link").is_symlink()
         assert (tmp_path / "disk" / "file").read_bytes() == content
     assert names(tmp_path / "disk") == ["file"]
+
+
+def test_a_link_into_a_folder_that_is_not_there_and_a_ring_of_links_are_refused_before_the_work(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "file")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name, message in (("link", "no folder"), ("a", "leads nowhere|no folder|cannot write")):
+        with pytest.raises(OutputError, match=message):
+            check_outputs([tmp_path / name], overwrite=True)
+        with pytest.raises(OutputError):
+            write_atomically(tmp_path / name, b"new")

@@ -107,7 +107,10 @@ def test_what_timms_arguments_leave_open_is_taken_from_the_architecture(tmp_path
     assert trained == bare
 
 
-@pytest.mark.parametrize("values", [{"interpolation": "random"}, {"crop_pct": 0}, {"crop_pct": float("nan")}], ids=str)
+@pytest.mark.parametrize("values", [
+    {"interpolation": "random"}, {"crop_pct": 0}, {"crop_pct": float("nan")}, {"std": [0, 0, 0]},
+    {"mean": [float("nan")]}, {"input_size": [3, -1, -1]},
+], ids=str)  # fmt: skip
 def test_what_scripts_call_by_the_same_name_and_no_image_can_be_brought_into_is_left_open_too(tmp_path, small, values):
     checkpoint = timm_training_checkpoint("test_resnet", small)
     plain = load_checkpoint(str(write_zip(checkpoint, tmp_path / "last.pth.tar"))).preprocessing

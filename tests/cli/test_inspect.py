@@ -212,3 +212,10 @@ def test_the_state_of_a_run_has_no_operator_norms(stopped):
 def test_a_damaged_state_of_a_run_is_refused(shop):
     (shop / "small.unfinished.pt").write_bytes(b"PK nothing")
     assert_refused(run("inspect", "small.unfinished.pt"), "`small.unfinished.pt` is no state of a run, or damaged")
+
+
+def test_a_file_with_the_name_of_an_unfinished_evaluation_that_is_none_is_no_traceback(shop):
+    values = {"version": 3, "subject": {"images": 1, "data": "d", "norm": "linf", "settings": [], "models": {}}}
+    for content in (json.dumps(values | {"blocks": [], "sha256": "0"}), "[" * 200_000, "{"):
+        (shop / "out.unfinished-evaluation.00000000.0.json").write_text(content)
+        assert_refused(run("inspect", "out.unfinished-evaluation.00000000.0.json"), "out.unfinished-evaluation")

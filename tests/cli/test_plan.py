@@ -367,7 +367,8 @@ BAD = {
     "two policies": (["--rank", "2", "--energy", "0.5"], ["--energy and --rank exclude each other"]),
     "budget": (["--max-macs", "10"], ["cannot be met", "multiply-accumulates"]),
     "folder": (["-o", "nowhere/p.json"], ["no folder `nowhere`"]),
-    "existing": (["-o", "net.py"], ["`net.py` exists", "--overwrite"]),
+    "existing": (["-o", "out.report.json"], ["`out.report.json` exists", "--overwrite"]),
+    "own code": (["-o", "net.py"], ["`net.py` is read by the same command", "-o"]),
     "checkpoint": (["-o", "w.pt"], ["`w.pt` is read by the same command", "-o"]),
     "checkpoint, overwritten": (["-o", "w.pt", "--overwrite"], ["`w.pt` is read by the same command", "-o"]),
     "device": (["-o", "/dev/null", "--overwrite"], ["is a device or a pipe", "-o"]),
@@ -623,6 +624,7 @@ def test_neither_a_plan_nor_overrides_are_replaced_by_what_is_made_of_them(shop)
     (shop / "over.json").write_text('{"exclude": ["5"]}')
     before = listing(shop)
     told = "read by the same command"
+    assert_refused(plan("-o", "net.py", "--overwrite"), told)
     assert_refused(compress("--plan", "mine.report.json", "-o", "mine.safetensors", "--overwrite"), told)
     assert_refused(plan("--overrides", "over.json", "-o", "over.json", "--overwrite"), told)
     assert listing(shop) == before

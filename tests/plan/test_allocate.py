@@ -192,12 +192,18 @@ def test_what_is_left_goes_to_a_step_beside_the_hull():
     assert allocate({"a": one}, 30) == {"a": 2}
 
 
+@pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
 @pytest.mark.parametrize("count", [12, 33])
-def test_a_flat_spectrum_whose_steps_are_all_worth_the_same_keeps_the_budget(count):
-    one = layer([3 * rank for rank in range(1, count)], [(count - rank) / count for rank in range(1, count)], 3 * count)
+def test_a_flat_spectrum_whose_steps_are_all_worth_the_same_keeps_the_budget(count, order):
+    ranks = list(range(1, count))
+    if order == "falling":
+        ranks.reverse()
+    if order == "shuffled":
+        ranks = [ranks[index] for index in torch.randperm(len(ranks), generator=torch.Generator().manual_seed(0))]
+    one = layer([3 * rank for rank in ranks], [(count - rank) / count for rank in ranks], 3 * count)
     for budget in range(3, 3 * count + 1):
         chosen = allocate({"a": one}, budget)["a"]
-        assert (count if chosen is None else chosen + 1) == budget // 3
+        assert (count if chosen is None else ranks[chosen]) == budget // 3
 
 
 def test_without_layers_and_with_a_budget_beyond_all_numbers_there_is_nothing_to_search():

@@ -564,8 +564,8 @@ def readme_figures() -> str:
         for row in best
         if row["settings"]["fraction"] in (0.2, 0.1, 0.05)
     )
-    text = f"""Without any training, from 256 unlabelled images (`--budget 0.1 --calibrate DIR`), the accuracy of the
-VGG11-BN changes by, in points: {losses}."""
+    text = f"""Without any training, from 256 unlabelled images (`--budget 0.1 --calibrate DIR`), the accuracy of a
+VGG11-BN that answered {percent(dense, 2)} of the test images rightly changes by, in points: {losses}."""
     return f"{START}\n\n{table(HEADER, rows)}\n\n{text}\n\n{END}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lrcompress.errors import OptionError
 from lrcompress.report.evaluation_parts import ordered_attacks, share_cell
 from lrcompress.report.upgrade import compare_models
+from lrcompress.report.verdict import strength
 from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_scales, radius_of
 from lrcompress.robustness import attack_strength
 
@@ -47,7 +48,7 @@ def compare_reports(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict
 def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Returns the rows of a table: figure, first model, second model, and what lies between them.
 
-    Rows that tell of some images follow one that names these.
+    Rows that tell of some images follow one that names these, and how they were attacked.
     """
     size, latency = comparison["size"], comparison["latency"]
     rows = [
@@ -76,7 +77,8 @@ def comparison_rows(comparison: Mapping[str, Any]) -> list[tuple[str, str, str, 
 
 
 def _images_of(evaluation: Mapping[str, Any]) -> str:
-    return f"{evaluation['images']:,} images of {evaluation['data']}"
+    attacked = f": {strength(evaluation['settings'])}" * bool(evaluation["models"]["compressed"]["attacks"])
+    return f"{evaluation['images']:,} images of {evaluation['data']}{attacked}"
 
 
 def _fit(report: Mapping[str, Any]) -> list[Any]:

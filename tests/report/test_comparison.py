@@ -199,3 +199,16 @@ def test_gates_read_a_comparison_like_a_report(text, expected):
     second = report(plain_evaluation(clean=(900, 875)), size=half, latency=None)
     (outcome,) = judge(compare_reports(first, second), GatePolicy((parse_gate(text, attacks=["pgd"]),)))
     assert outcome["outcome"] == expected
+
+
+def test_attacks_of_other_strength_stand_under_a_heading_of_their_own():
+    weak, strong = plain_evaluation(), plain_evaluation()
+    strong["settings"] = strong["settings"] | {"steps": 99}
+    headings = [
+        row[0]
+        for row in comparison_rows(compare_reports(report(weak, strong), report(weak, strong)))
+        if not any(row[1:])
+    ]
+    assert len(headings) == 2
+    assert "99 steps" in headings[1]
+    assert "99 steps" not in headings[0]

@@ -13,15 +13,20 @@ WEAKER = {
     "fgsm": "they are too weak, robustness is overestimated",
     "square": "it uses no gradients, so those the others follow mislead them, robustness is overestimated",
 }
-# Of the images, a share that a weaker attack may break beyond the stronger ones, and one image in any case: what is
-# broken counts in the worst case anyway, this is about what nobody found.
+# Of all images, not only of those that are looked at, a share that a weaker attack may break beyond the stronger ones:
+# these have random starts and end somewhere. It is no sign of gradients that mislead, which leave far more.
 TOLERATED = 0.005
-CHANCE = 0.05  # p-value above which answers may be guesses
+CHANCE = 0.05  # p-value above which something may be chance
 
 
-def tolerated(images: int, share: float = TOLERATED) -> int:
-    """Returns how many images may differ without a doubt."""
-    return max(1, round(share * images))
+def tolerated(images: int) -> int:
+    """Returns how many of some images may differ without a doubt: more show that of all images more do than tolerated.
+
+    One-sided binomial test at 5 %; one image is tolerated in any case.
+    """
+    from scipy.stats import binom
+
+    return max(1, int(binom.ppf(1 - CHANCE, images, TOLERATED)))
 
 
 def find_doubts(

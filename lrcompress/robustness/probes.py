@@ -9,7 +9,6 @@ from lrcompress.perturb import format_radius
 from lrcompress.robustness.apgd import Apgd
 from lrcompress.robustness.attacks import AttackSettings
 from lrcompress.robustness.blocks import KnownBlock
-from lrcompress.robustness.checks import tolerated
 from lrcompress.robustness.evaluation import Finding
 from lrcompress.robustness.iterated import IteratedAttack, Passes, run_stream
 from lrcompress.robustness.pgd import Pgd
@@ -103,7 +102,7 @@ def probe_attack(
     if len(some) == 0:
         return []
     findings, counts = [], standing[:, some].sum(1)
-    allowed = tolerated(len(some), PROBE_TOLERATED)
+    allowed = max(1, round(PROBE_TOLERATED * len(some)))
 
     def broken(attack: IteratedAttack, chosen: Tensor, name: str) -> int:
         outcome = run_stream(

@@ -18,7 +18,8 @@ from lrcompress.cli.options import (
     load_options,
     with_options,
 )
-from lrcompress.cli.plan import PlanningOptions, planning_options, read_plan
+from lrcompress.cli.plan import read_plan
+from lrcompress.cli.planning_options import PlanningOptions, planning_options
 from lrcompress.cli.training import GivenTraining, training_options
 from lrcompress.errors import OptionError
 

@@ -10,9 +10,9 @@
 The rows need runs/vgg11_bn.pt of train_networks.py. Every row but the first two starts from that checkpoint and trains
 for the same number of epochs, both adversarial ones for fewer, on the same 54,000 images; the best epoch is chosen on
 the other 6,000 of the training split, which the checkpoint has not seen. The test split is seen once, at the end of
-each row, and nothing is chosen on it. A row that is stopped goes on from runs/dlrt/. Rows keep the hash and the
-accuracy of the checkpoint that they start from: the same recipe and seed make another one on another machine, and a
-difference is always that from a row's own. Rows of another recipe are measured anew, all of them.
+each row, and nothing is chosen on it. A row that is stopped goes on from runs/dlrt/. Rows keep hash, accuracy and
+robust accuracy of the checkpoint that they start from: the same recipe and seed make another one on another machine,
+and a difference is always that from a row's own. Rows of another recipe are measured anew, all of them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from results import read_results, write_results
+from results import circumstances, gained, read_results, write_results
 from torch import nn
 
 from lrcompress.artifact.tensors import iterate_file
@@ -47,7 +47,7 @@ from lrcompress.schemes import count_positions, find_scheme
 ARCH = "benchmarks/networks.py:vgg11_bn"
 FOLDER = Path("runs/dlrt")
 EPOCHS = 6
-ATTACKED, EPS = 1000, (4 / 255, 8 / 255)
+ATTACKED, EPS, RADIUS = 1000, (4 / 255, 8 / 255), "8/255"
 METHOD: dict[str, Any] = {"lr": 2e-3}
 LOOP: dict[str, Any] = {"epochs": EPOCHS, "precision": "bfloat16"}
 # What the command line does by default.
@@ -210,14 +210,15 @@ def kappas(model: nn.Module) -> dict[str, float]:
 def rows(data: str, words: list[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     network = json.loads(Path("runs/vgg11_bn.json").read_text())
-    start = {"checkpoint": file_sha256(Path("runs/vgg11_bn.pt"))[:8], "dense_accuracy": None}
+    checkpoint, dense = file_sha256(Path("runs/vgg11_bn.pt"))[:8], dict[str, Any]()
     done = rows_of(network)
     for name, row in ROWS.items():
         if any(word in name for word in words) if words else name not in done:
             model, told = make(name, row, data)
-            start["dense_accuracy"] = start["dense_accuracy"] or clean_accuracy(load().model, load(), data)[0]
-            figures = measure(model, load(), data) | told | start | {"title": row.title}
-            done = rows_of(network) | {name: figures}
+            dense = dense or measure(load().model, load(), data)
+            start = {"checkpoint": checkpoint, "dense_accuracy": dense["accuracy"], "dense_pgd": dense["pgd"]}
+            figures = measure(model, load(), data) | told | start
+            done = rows_of(network) | {name: figures | {"title": row.title, "circumstances": circumstances()}}
             write_results("dlrt", "rows", {"network": network, "epochs": EPOCHS, "rows": done})
 
 
@@ -235,20 +236,21 @@ class Steps:
         torch.manual_seed(0)
         model, size = load().model, (1, 28, 28)
         positions = {one.name: count_positions(one.calls) for one in find_layers(model, size) if one.calls}
-        circumstances = Circumstances(positions, count_macs(model, size))
+        known = Circumstances(positions, count_macs(model, size))
         if budget is not None:
             model = factorize_for_training(model, make_plan(model, budget, input_size=size))
         self.model = model.to(memory_format=torch.channels_last).train()
         self.images = torch.rand(batch_size, 1, 28, 28).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(0, 10, (batch_size,))
-        self.dlrt = Dlrt(self.model, DlrtOptions(budget or Budget(fraction=0.999)), circumstances=circumstances)
+        self.dlrt = Dlrt(self.model, DlrtOptions(budget or Budget(fraction=0.999)), circumstances=known)
 
     def step(self) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(self.model(self.images), self.labels)
         self.dlrt.zero_grad()
         loss.backward()
-        self.dlrt.step()
+        with torch.profiler.record_function("dlrt.step"):
+            self.dlrt.step()
 
     def cycle(self) -> float:
         """Returns the seconds per step over a whole cycle: the batch that extends the bases, and all that follow."""
@@ -319,14 +321,32 @@ def _status(key: str) -> int:
 
 
 def profile() -> dict[str, Any]:
-    """Returns the share of each kind of operation in a DLRT cycle at 90 % removed."""
-    runner = Steps(budgets()["90"])
+    """Returns in milliseconds per step where the time of a DLRT cycle goes, and that of as many dense steps."""
+    measured = budgets()
+    return {"milliseconds": {name: times_by_kind(Steps(measured[name])) for name in ("dense", "90", "90_of_both")}}
+
+
+def times_by_kind(runner: Steps) -> dict[str, float]:
+    """Returns the milliseconds per step that a cycle spends on each kind of work."""
     runner.cycle()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         runner.cycle()
-    events = sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    return {"shares": {event.key: event.self_cpu_time_total / total for event in events[:15]}}
+    events = {event.key: event for event in recorded.key_averages()}
+    steps = events["dlrt.step"].count
+
+    def own(*words: str) -> float:
+        return sum(one.self_cpu_time_total for key, one in events.items() if any(word in key for word in words))
+
+    whole, stepping = own(""), events["dlrt.step"].cpu_time_total
+    optimiser = sum(one.cpu_time_total for key, one in events.items() if key.startswith("Optimizer.step"))
+    found = {
+        "convolutions": own("convolution"),
+        "batch norm, ReLU, pooling": own("batch_norm", "threshold_backward", "clamp_min", "max_pool"),
+        "AdamW": optimiser,
+        "bases, SVDs, ranks": stepping - optimiser,
+    }
+    found["loss, casts, memory"] = whole - sum(found.values())
+    return {kind: microseconds / 1000 / steps for kind, microseconds in found.items()}
 
 
 def orthonormality(cycles: int = 1000) -> dict[str, Any]:
@@ -357,11 +377,6 @@ def orthonormality(cycles: int = 1000) -> dict[str, Any]:
     }
 
 
-def gained(row: dict[str, Any]) -> float:
-    """Returns the points of clean accuracy that a row has above the checkpoint it started from."""
-    return 100 * (row["accuracy"] - row["dense_accuracy"])
-
-
 def summary() -> dict[str, Any]:
     """Returns the figures of the committed results; what has not been measured is null."""
     parts = read_results("dlrt")
@@ -373,21 +388,10 @@ def summary() -> dict[str, Any]:
             return None
         return max(0.0, gained(made["dense_long"])) - gained(made[small])
 
-    def points(dense: str, small: str, *keys: str) -> float | None:
-        if dense not in made or small not in made:
-            return None
-        one, two = made[dense], made[small]
-        for key in keys:
-            one, two = one[key], two[key]
-        return 100 * (one - two)
-
     def removed(name: str) -> float | None:
         return 1 - made[name]["parameters"] / made["dense"]["parameters"] if name in made and "dense" in made else None
 
-    gain = points("adversarial_94", "dense", "pgd", "8/255")
-    robust = points("adversarial_94", "dense_adversarial", "pgd", "8/255")
-    both = [made[name] for name in ("adversarial_94", "dense_adversarial") if name in made]
-    clean = gained(both[0]) - gained(both[1]) if len(both) == 2 else None
+    small, large = made.get("adversarial_94"), made.get("dense_adversarial")
     return {
         "drop_at_95": dropped("distilled_95"),
         "removed_at_95": removed("distilled_95"),
@@ -398,9 +402,9 @@ def summary() -> dict[str, Any]:
         "step_ratio_at_75": parts.get("cost", {}).get("step_ratio_at_75"),
         "peak_memory_ratio": parts.get("cost", {}).get("peak_memory_ratio"),
         "adversarial_removed": removed("adversarial_94"),
-        "adversarial_pgd_gain": gain,
-        "adversarial_pgd_minus_dense": robust,
-        "adversarial_clean_minus_dense": clean,
+        "adversarial_pgd_gain": small and 100 * (small["pgd"][RADIUS] - small["dense_pgd"][RADIUS]),
+        "adversarial_pgd_minus_dense": small and large and 100 * (small["pgd"][RADIUS] - large["pgd"][RADIUS]),
+        "adversarial_clean_minus_dense": small and large and gained(small) - gained(large),
         "orthonormality": parts.get("orthonormality", {}).get("orthonormality"),
     }
 

@@ -18,23 +18,32 @@ def read_results(name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
-    """Replaces one part of a benchmark's results, and adds machine, versions and date."""
+def circumstances() -> dict[str, Any]:
+    """Returns machine, versions and date of what is measured now."""
     versions = {
         library: metadata.version(library) for library in ("lrcompress", "torch", "torchvision", "timm", "foolbox")
     }
-    circumstances = {
+    return {
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores, on the CPU",
         "python": platform.python_version(),
         "versions": versions,
     }
-    results = read_results(name) | {part: figures | {"circumstances": circumstances}}
+
+
+def write_results(name: str, part: str, figures: dict[str, Any]) -> None:
+    """Replaces one part of a benchmark's results, and adds its circumstances."""
+    results = read_results(name) | {part: figures | {"circumstances": circumstances()}}
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     print(json.dumps(figures, indent=1, default=str)[:2000])
+
+
+def gained(row: dict[str, Any]) -> float:
+    """Returns the points of clean accuracy that a row of dlrt.json has above the checkpoint it started from."""
+    return 100 * (row["accuracy"] - row["dense_accuracy"])
 
 
 def commit() -> str:

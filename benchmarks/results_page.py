@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from results import read_results
+from results import gained, read_results
 
 from lrcompress.report.words import NORM_SIGNS
 
@@ -37,6 +37,11 @@ def circumstances(part: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     text = f"{where['date']}, commit {where['commit']}, {where['machine']}, Python {where['python']}, {versions}."
     return f"{text} {where.get('note', '')}".rstrip()
+
+
+def measured(rows: Iterable[dict[str, Any]]) -> str:
+    """Returns the circumstances of rows, each once."""
+    return "\n\n".join(dict.fromkeys(map(circumstances, rows)))
 
 
 def compression_row(name: str, part: dict[str, Any]) -> list[str]:
@@ -304,6 +309,17 @@ def dlrt_section() -> str:
     header += [f"PGD-20×2 at {radius}" for radius in radii]
     ratios = "; ".join(f"{cost[f'step_ratio_at_{share}']:.2f} at {share} % removed" for share in ("90", "75", "50"))
     peaks = {name: f"{value / 1e6:,.0f}" for name, value in cost["peak_bytes"].items()}
+    profile = parts["profile"]
+    columns = {"dense": "dense", "90": "90 % of the parameters removed", "90_of_both": "and of the operations"}
+    times = [profile["milliseconds"][name] for name in columns]
+    kinds = [[kind, *(f"{one[kind]:.0f}" for one in times)] for kind in times[0]]
+    kinds.append(["all", *(f"{sum(one.values()):.0f}" for one in times)])
+    step, small = sum(times[0].values()), times[1]
+    same = small["batch norm, ReLU, pooling"] / step
+    network_alone = (sum(small.values()) - small["AdamW"] - small["bases, SVDs, ranks"]) / step
+    verdict = ""
+    if network_alone > 0.3:
+        verdict = ": with these layers 0.30 is out of reach on this machine, whatever the method itself costs"
     recipe = network["recipe"]
     if recipe.get("held_out"):
         seen = "which nothing has been trained on"
@@ -326,40 +342,48 @@ checkpoint that the row started from.{starts(made)} One run each, seed 0.
 
 ![Held-out accuracy after every epoch](dlrt.svg)
 
-{circumstances(part)}
+{measured(made.values())}
 
 ### What a step costs
 
 `python benchmarks/dlrt.py cost`: whole DLRT cycles of the same network, timed in turn with as many dense training steps
 (batch {cost["batch_size"]}, {cost["precision"]} autocast, median of {cost["rounds"]} rounds), divided by their steps.
 A dense step takes {cost["seconds"]["dense"]:.2f} s; a DLRT step takes, as a part of it, {ratios}.
-At 90 % removed the budget, which counts parameters, leaves a convolution dense that has few of them and many of the
-operations. The peak memory of
+Where a budget of multiply-accumulates takes 90 % of these too, it is {cost["step_ratio_at_90_of_both"]:.2f}.
+Asked were 0.30 at 90 % and 0.75 at 75 %. The peak memory of
 training, without a teacher in either case and beyond what is there before the first step, is
 {peaks["90"]} MB at 90 % removed, {peaks["75"]} MB at 75 %, and
 {peaks["dense"]} MB dense.
 
+{circumstances(cost)}
+
+Where the time goes, in milliseconds per step (`python benchmarks/dlrt.py profile`; the profiler takes some itself):
+
+{table(["kind of work", *columns.values()], kinds)}
+
+Batch norms, ReLU and pooling see tensors of the same shapes in all of them. With 90 % removed they alone take
+{same:.2f} of a dense step, and the passes through the network, without AdamW and all work on bases and ranks,
+{network_alone:.2f}{verdict}.
+
+{circumstances(profile)}
+
 After {turned["cycles"]:,} cycles with weight decay and autocast ‖UᵀU − I‖ is {turned["orthonormality"]:.1e} at most
 (`python benchmarks/dlrt.py orthonormality`).
 
-{circumstances(cost)}
+{circumstances(turned)}
 """
-
-
-def gained(row: dict[str, Any]) -> float:
-    """Returns the points of clean accuracy that a row has above the checkpoint it started from."""
-    return 100 * (row["accuracy"] - row["dense_accuracy"])
 
 
 def starts(made: dict[str, Any]) -> str:
     """Returns how many checkpoints the rows started from, "" if it is one."""
-    accuracies = {row["checkpoint"]: percent(row["dense_accuracy"], 2) for row in made.values()}
-    if len(accuracies) == 1:
+    told = {}
+    for row in made.values():
+        of_it = ", ".join(name for name, other in made.items() if other["checkpoint"] == row["checkpoint"])
+        clean, robust = percent(row["dense_accuracy"], 2), percent(row["dense_pgd"]["8/255"])
+        told[row["checkpoint"]] = f"{clean} correct, {robust} at 8/255 ({of_it})"
+    if len(told) == 1:
         return ""
-    return (
-        f" These are {len(accuracies)}, of the same recipe and seed but of several machines, with "
-        f"{' and '.join(accuracies.values())} correct."
-    )
+    return f" These are {len(told)}, of the same recipe and seed but of several machines: {'; '.join(told.values())}."
 
 
 def dlrt_text(made: dict[str, Any]) -> str:
@@ -376,8 +400,8 @@ def dlrt_text(made: dict[str, Any]) -> str:
                     "and trained as long."
                 )
     if "adversarial_94" in made:
-        small, dense = made["adversarial_94"], made["dense"]
-        points = 100 * (small["pgd"]["8/255"] - dense["pgd"]["8/255"])
+        small = made["adversarial_94"]
+        points = 100 * (small["pgd"]["8/255"] - small["dense_pgd"]["8/255"])
         sentences.append(
             f"Adversarial training adds {points:+.1f} points at 8/255 to what the dense network withstands."
         )

@@ -84,7 +84,8 @@ ROWS = {
     "distilled_95": Row("DLRT + distillation", 0.05, "dlrt", {}, DISTILLED),
     "dense_long": Row("dense, trained as long", None, "weights", DENSE),
     "distilled_97": Row("DLRT + distillation", 0.03, "dlrt", {}, DISTILLED),
-    "adversarial_94": Row("DLRT + adversarial training", 0.06, "dlrt", {}, DISTILLED | ADVERSARIAL),
+    "adversarial_94": Row("DLRT + distillation + adversarial training", 0.06, "dlrt", {}, DISTILLED | ADVERSARIAL),
+    "adversarial_94_labels": Row("DLRT + adversarial training", 0.06, "dlrt", {}, ADVERSARIAL),
     "dense_adversarial": Row("dense, adversarial training", None, "weights", DENSE, ADVERSARIAL),
     "annealed_95": Row("DLRT + distillation, from twice the size", 0.05, "dlrt", {}, DISTILLED | {"anneal": 2.0}),
     "robust_95": Row("RobustDLRT, β = 0.05", 0.05, "dlrt", {"beta": 0.05}),
@@ -152,7 +153,8 @@ def make(name: str, row: Row, data: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def describe(name: str, state: Any) -> str:
-    return f"{name}: epoch {state.epoch} loss {state.loss:.3f} held out {state.held_out_accuracy:.4f}"
+    loss = "" if state.loss is None else f" loss {state.loss:.3f}"
+    return f"{name}: epoch {state.epoch}{loss} held out {state.held_out_accuracy:.4f}"
 
 
 def save(state: dict[str, Any], path: Path) -> None:

@@ -176,7 +176,8 @@ def describe_training(state: "TrainingProgress") -> str:
     """Returns the line of the training bar."""
     robust = state.held_out_robust_accuracy
     perturbed = "" if robust is None else f"perturbed by the training's own adversary {100 * robust:.2f} %  "
+    begin = "before training" if state.loss is None else f"epoch {state.epoch}/{state.epochs}  loss {state.loss:.3f}"
     return (
-        f"epoch {state.epoch}/{state.epochs}  loss {state.loss:.3f}  held-out {100 * state.held_out_accuracy:.2f} %  "
+        f"{begin}  held-out {100 * state.held_out_accuracy:.2f} %  "
         f"{perturbed}mean rank {state.mean_rank:.0f}  {state.parameters / 1e6:.3f} M parameters"
     )

@@ -301,7 +301,10 @@ def training_options(
     ] = None,
     min_rank: Annotated[int | None, typer.Option(help="Smallest rank of a layer while fine-tuning.")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest rank of a layer while fine-tuning.")] = None,
-    beta: Annotated[float | None, typer.Option(help="Weight β of the conditioning penalty (default 0).")] = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Weight β of the conditioning penalty (default 0); with --max-kappa its first value."),
+    ] = None,
     penalty: Annotated[
         Penalty | None, typer.Option(help="R/α² (scale-free), R (paper), or auto (default): by the network's layers.")
     ] = None,

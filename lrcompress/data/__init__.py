@@ -3,6 +3,7 @@
 from lrcompress.data.augment import Augmentation, random_crop_and_flip
 from lrcompress.data.images import (
     ImageSet,
+    fingerprint,
     iterate_batches,
     random_subset,
     shard_images,
@@ -11,13 +12,14 @@ from lrcompress.data.images import (
     split_held_out,
 )
 from lrcompress.data.sources import describe_sources, open_images
-from lrcompress.data.training import count_training_batches, iterate_training_batches
+from lrcompress.data.training import count_training_batches, iterate_training_batches, telling_of_ended_workers
 
 __all__ = [
     "Augmentation",
     "ImageSet",
     "count_training_batches",
     "describe_sources",
+    "fingerprint",
     "iterate_batches",
     "iterate_training_batches",
     "open_images",
@@ -27,4 +29,5 @@ __all__ = [
     "shuffle_images",
     "slice_images",
     "split_held_out",
+    "telling_of_ended_workers",
 ]

@@ -4,6 +4,7 @@ Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digit
 """
 
 import gzip
+import hashlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -82,6 +83,10 @@ class IdxImages(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all images and labels."""
+        return hashlib.sha256(self.images.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"]]:
         """Returns a whole batch at once, which spares the loader one call per image."""

@@ -1,7 +1,9 @@
 """The batches of one training epoch: shuffled, augmented, divided among processes, the same however they are made."""
 
+import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ from lrcompress.data.images import ImageSet, fetch
 from lrcompress.data.mixing import mix_neighbours
 from lrcompress.data.pictures import PictureDataset, find_pictures, replace_transform
 from lrcompress.data.randomness import EpochDraws, draw_epoch, global_generators_kept, seed_globally_, seed_of
-from lrcompress.errors import LRCompressError, OptionError
+from lrcompress.errors import DataError, LRCompressError, OptionError
 
 Batch = tuple[Float[Tensor, "n c h w"], Int[Tensor, "n"] | Float[Tensor, "n classes"]]
 
@@ -94,6 +96,7 @@ def _deliver(batches: "_Batches", numbers: range, workers: int) -> Iterator[Batc
             sampler=numbers,
             num_workers=workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_the_process_group,
             # One of its own: a loader without one draws from the global generator.
             generator=torch.Generator(),
         )
@@ -102,6 +105,28 @@ def _deliver(batches: "_Batches", numbers: range, workers: int) -> Iterator[Batc
         if isinstance(batch, LRCompressError):
             raise batch
         yield batch
+
+
+@contextmanager
+def telling_of_ended_workers() -> Iterator[None]:
+    """Raises a `DataError` where a process that reads images has been ended from outside, by the system perhaps.
+
+    Torch tells of it by a signal, in the middle of whatever is being done then.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that reads images was ended", hint="fewer --workers need less memory, --workers 0 none"
+        ) from error
+
+
+def _leave_the_process_group(worker: int) -> None:
+    """Who asks a whole process group to end, as a terminal and `timeout` do, means the run, which saves its state."""
+    del worker
+    os.setpgid(0, 0)
 
 
 def _as_it_is(batch: Any) -> Any:

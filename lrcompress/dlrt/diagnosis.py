@@ -67,7 +67,7 @@ def doubt_lengths(images: int, *, batch: int, cycle: int, adaptive: int, steps: 
     if adaptive < cycle:
         doubts.append(
             f"only {adaptive} of {steps} steps come before ranks and bases are frozen, a cycle has {cycle}: "
-            "they hardly adapt; train longer, or lower the coefficient steps"
+            "they hardly adapt; train longer, or lower --coefficient-steps or --frozen-fraction"
         )
     return doubts
 

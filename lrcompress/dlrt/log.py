@@ -11,17 +11,17 @@ from lrcompress.linalg import conditioning_penalty, core_condition_number, core_
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a progress bar shows after each step, and once more after each epoch's evaluation (`epoch_ended`).
+    """What a progress bar shows after each step, and once more after each evaluation (`epoch_ended`).
 
     Attributes:
         step: steps that are done.
         steps: of the whole run.
-        epoch: counted from 1.
+        epoch: counted from 1; 0 before the first step.
         epochs: of the whole run.
-        loss: of the last step, or the mean of the epoch that ended.
+        loss: of the last step, or the mean of the epoch that ended; None before the first step.
         held_out_accuracy: after the last epoch, in [0, 1].
         held_out_robust_accuracy: likewise, on images perturbed by the training's own adversary; None without one.
-        mean_rank: over the layers; of Tucker-2 the output rank counts, which κ is of too.
+        mean_rank: over the layers; of Tucker-2 the smaller rank counts.
         parameters: of the whole model as it would be shipped.
         epoch_ended: whether an epoch has just been evaluated.
     """
@@ -30,7 +30,7 @@ class TrainingProgress:
     steps: int
     epoch: int
     epochs: int
-    loss: float
+    loss: float | None
     held_out_accuracy: float
     held_out_robust_accuracy: float | None
     mean_rank: float
@@ -117,6 +117,7 @@ class FineTuning:
         reference: held-out accuracy of the uncompressed model; None unless a largest drop was asked for.
         reached: whether the accuracy that was asked for was kept on the held-out images; None if none was.
         warnings: what makes the run doubtful, in sentences.
+        ended_by: "--patience" or "--time-limit" if there was less training than asked for, else "".
     """
 
     log: tuple[EpochRecord, ...]
@@ -127,6 +128,7 @@ class FineTuning:
     reference: float | None = None
     reached: bool | None = None
     warnings: tuple[str, ...] = ()
+    ended_by: str = ""
 
     def chosen(self) -> EpochRecord:
         """Returns the record of the chosen epoch."""
@@ -137,14 +139,15 @@ def describe_cores(dlrt: Dlrt) -> dict[str, CoreRecord]:
     """Returns what is logged of every core; between truncations of its augmented form."""
     records = {}
     for name, layer in dlrt.layers.items():
-        sigma, core = core_spectrum(layer.S), layer.S.detach()
+        core = layer.conditioned(layer.S.detach())
+        sigma = core_spectrum(core)
         kappa = core_condition_number(core)
         scale_free = dlrt.regulariser.scale_free
         records[name] = CoreRecord(
             kappa=kappa if kappa < float("inf") else None,
             sigma_max=float(sigma[0]),
             norm=float(sigma.square().sum().sqrt()),
-            penalty=float(conditioning_penalty(core.flatten(2), scale_free=scale_free)),
+            penalty=float(conditioning_penalty(core, scale_free=scale_free)),
             beta=dlrt.regulariser.betas[name],
         )
     return records

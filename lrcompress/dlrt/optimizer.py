@@ -118,7 +118,7 @@ class Dlrt:
 
     def kappas(self) -> dict[str, float]:
         """Returns κ = σ₁/σ_r of every core, the largest of a layer's groups."""
-        return {name: core_condition_number(layer.S) for name, layer in self.layers.items()}
+        return {name: core_condition_number(layer.conditioned(layer.S)) for name, layer in self.layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state beside the model's own; both together continue the training exactly."""

@@ -61,7 +61,7 @@ class Penalty:
             core: Tensor = layer.S
             if self.options.penalty_core == "retained" and name in retained:
                 core = core[:, : retained[name][0], : retained[name][-1]]
-            terms.append(self.betas[name] * self._of_core(core))
+            terms.append(self.betas[name] * self._of_core(layer, core))
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def steer_(self, kappas: Mapping[str, float]) -> None:
@@ -76,12 +76,11 @@ class Penalty:
             factor = min(max((kappa / (AIM * target)) ** 2, FALL), RISE)
             self.betas[name] = min(max(self.betas[name] * factor, SMALLEST_BETA), LARGEST_BETA)
 
-    def _of_core(self, core: Float[Tensor, "g r s p"]) -> Float[Tensor, ""]:
-        penalty = conditioning_penalty(core.flatten(2), scale_free=self.scale_free)
-        if core.shape[3] > 1 and self.options.penalty_unfolding == "both":
-            inputs = core.transpose(1, 2).flatten(2)
-            penalty = penalty + conditioning_penalty(inputs, scale_free=self.scale_free)
-        return penalty
+    def _of_core(self, layer: FactoredLayer, core: Float[Tensor, "g r s p"]) -> Float[Tensor, ""]:
+        unfoldings = [layer.conditioned(core)]
+        if core.shape[3] > 1 and self.options.penalty_unfolding == "both" and core.shape[1] < layer.U.shape[1]:
+            unfoldings.append(core.transpose(1, 2).flatten(2))
+        return torch.stack([conditioning_penalty(one, scale_free=self.scale_free) for one in unfoldings]).sum()
 
 
 def _is_scale_free(model: nn.Module, options: DlrtOptions) -> bool:

@@ -93,7 +93,13 @@ class TrainingOptions:
             hint="policy=Budget(fraction=0.999)",
         )
         require(self.batch_size >= 2, "--batch-size", "at least 2", self.batch_size)
-        require(1 <= self.accumulate <= self.batch_size // 2, "--accumulate", "1 to half the batch", self.accumulate)
+        require(
+            1 <= self.accumulate <= self.batch_size // 2,
+            "--accumulate",
+            f"1 to half of --batch-size {self.batch_size}",
+            self.accumulate,
+            hint=f"--accumulate {max(1, self.batch_size // 2)}, or a larger --batch-size",
+        )
         require(0 < self.frozen_fraction <= 1, "--frozen-fraction", "in (0, 1]", self.frozen_fraction)
         require(0 <= self.warm_up < 1, "--warm-up", "in [0, 1)", self.warm_up)
         require(0 < self.held_out < 1, "--held-out", "in (0, 1)", self.held_out)

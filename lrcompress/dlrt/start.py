@@ -51,9 +51,15 @@ def compare_with_start(
         f"{100 * best.score():.2f} % of {images:,}{perturbed} held-out images, with {start.parameters:,} → "
         f"{best.parameters:,} parameters"
     )
+    longer = "--epochs" if options.time_limit is None else "--time-limit"
     if kept:
-        return True, f"{text}; so the truncation itself is written; for more, lower --lr or raise --epochs"
-    return False, f"{text}; lower --lr, raise --epochs, or allow more parameters"
+        return True, f"{text}; so the truncation itself is written; for more, lower --lr or raise {longer}"
+    why = "which is smaller"
+    if conditioned:
+        why = "whose cores are conditioned"
+    elif small_enough:
+        why = "since chance may explain as much"
+    return False, f"{text}; the trained network is written, {why}; lower --lr, raise {longer}, or allow more parameters"
 
 
 def _allowed_parameters(options: TrainingOptions, whole: int) -> int:

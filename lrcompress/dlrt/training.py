@@ -163,6 +163,7 @@ class _Run:
             ):
                 self._warn_(doubt)
             self._evaluate_(epoch=0, loss=None)
+            self._report(None, epoch=0, epoch_ended=True)
         else:
             self._restore_(resume)
         self.schedule.start_(0.0 if resume is None else resume["elapsed"])
@@ -209,6 +210,7 @@ class _Run:
             reference=None if self.target is None else self.target.reference,
             reached=None if self.target is None else self.target.reached(chosen.held_out_accuracy),
             warnings=tuple(self.warnings),
+            ended_by=self._ended_by(),
         )
 
     def state(self) -> State:
@@ -342,13 +344,18 @@ class _Run:
         patience = self.options.patience
         return patience is not None and self.dlrt.frozen and self.selection.waited >= patience and self.batch == 0
 
-    def _report(self, loss: float, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
-        ranks = [outputs for outputs, *_ in self.dlrt.current_ranks().values()]
+    def _ended_by(self) -> str:
+        if self.step >= self.steps:
+            return ""
+        return "--patience" if self._is_out_of_patience() else "--time-limit"
+
+    def _report(self, loss: float | None, *, epoch: int | None = None, epoch_ended: bool = False) -> None:
+        ranks = [min(ranks) for ranks in self.dlrt.current_ranks().values()]
         self.on_progress(
             TrainingProgress(
                 step=self.step,
                 steps=self.steps,
-                epoch=epoch or self.epoch,
+                epoch=self.epoch if epoch is None else epoch,
                 epochs=math.ceil(self.steps / self.steps_per_epoch),
                 loss=loss,
                 held_out_accuracy=self.selection.log[-1].held_out_accuracy,

@@ -20,6 +20,7 @@ from lrcompress.nn import (
     twin,
 )
 from lrcompress.plan import CompressionPlan, LayerRecord
+from lrcompress.schemes import find_scheme
 
 
 def describe_layers(
@@ -53,7 +54,8 @@ def describe_layers(
         dense_norm = float(torch.linalg.vector_norm(weight))
         error = float(torch.linalg.vector_norm(weight - dense_weight(module))) / dense_norm
         release_pages(original.weight)
-        kappa = condition_number(sigma)
+        conditioned = find_scheme(layer.scheme).conditioned_spectrum(module, sigma)
+        kappa = condition_number(conditioned)
         records.append(
             LayerRecord(
                 layer.name,
@@ -63,8 +65,8 @@ def describe_layers(
                 ranks=module.ranks,
                 parameters=sum(factor.numel() for factor in module.parameters() if factor.ndim > 1),
                 relative_error=error,
-                sigma_max=float(sigma[0]),
-                sigma_min=float(sigma[-1]),
+                sigma_max=float(conditioned[0]),
+                sigma_min=float(conditioned[-1]),
                 kappa=kappa if math.isfinite(kappa) else None,  # JSON has no infinity
                 stable_rank=stable_rank(sigma),
                 norm=float(torch.linalg.vector_norm(sigma)),
@@ -82,6 +84,6 @@ def condition_numbers(model: nn.Module) -> dict[str, float]:
     """
     kappas = {}
     for name, layer in trained_layers(model).items():
-        sigma = torch.cat([core_spectrum(part.S) for part in factored_layers(layer).values()])
+        sigma = torch.cat([core_spectrum(part.conditioned(part.S)) for part in factored_layers(layer).values()])
         kappas[name] = condition_number(sigma.sort(descending=True).values)
     return {name: kappa for name, kappa in kappas.items() if math.isfinite(kappa)}

@@ -22,17 +22,14 @@ def stable_rank(sigma: Float[Tensor, "r"]) -> float:
     return float(sigma.square().sum()) / largest**2 if largest > 0 else 0.0
 
 
-def core_spectrum(core: Float[Tensor, "g r s p"]) -> Float[Tensor, "k"]:
-    """Returns the singular values of the core's output unfolding, r × s p, of all groups, in descending order.
-
-    In float64. Of a matrix these are its singular values.
-    """
-    return torch.linalg.svdvals(core.detach().double().flatten(2)).flatten().sort(descending=True).values
+def core_spectrum(core: Float[Tensor, "g r s"]) -> Float[Tensor, "k"]:
+    """Returns the singular values of a core, or of its unfolding, of all groups, in descending order and float64."""
+    return torch.linalg.svdvals(core.detach().double()).flatten().sort(descending=True).values
 
 
-def core_condition_number(core: Float[Tensor, "g r s p"]) -> float:
-    """Returns κ = σ₁/σ_r of the core's output unfolding, the largest of its groups."""
-    sigma = torch.linalg.svdvals(core.detach().double().flatten(2))
+def core_condition_number(core: Float[Tensor, "g r s"]) -> float:
+    """Returns κ = σ₁/σ_r of a core, or of its unfolding, the largest of its groups."""
+    sigma = torch.linalg.svdvals(core.detach().double())
     return max(condition_number(values) for values in sigma)
 
 

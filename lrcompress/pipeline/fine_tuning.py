@@ -9,7 +9,7 @@ from torch import nn
 from typing_extensions import override
 
 from lrcompress.checkpoint import LoadedModel
-from lrcompress.data import ImageSet
+from lrcompress.data import ImageSet, telling_of_ended_workers
 from lrcompress.dlrt import Circumstances, FineTuning, TrainingOptions, agree, fine_tune_, world
 from lrcompress.errors import OutputError, TrainingError
 from lrcompress.factorize import condition_numbers, factorize_for_training, fold_
@@ -168,7 +168,7 @@ def fine_tune_loaded(
             kept = False
         return kept
 
-    with telling_how_to_go_on(unfinished.path, GO_ON), stop_on_signal() as is_stopped:
+    with telling_how_to_go_on(unfinished.path, GO_ON), telling_of_ended_workers(), stop_on_signal() as is_stopped:
         try:
             tuning = fine_tune_(
                 student,
@@ -188,6 +188,11 @@ def fine_tune_loaded(
         if is_stopped():
             hint = "--resume goes on with measuring and writing" if kept else GO_ON
             raise TrainingError("stopped after the last step of the training", hint=hint)
+    if tuning.ended_by:
+        done = tuning.log[-1].epoch
+        observer.on_stage(f"{tuning.ended_by} has ended the training after {done} epoch{'s' * (done != 1)}")
+    if tuning.chosen_epoch > 0:
+        observer.on_stage(f"the state after epoch {tuning.chosen_epoch} is kept, the best with final ranks")
     for network in (student, teacher):
         network.to("cpu").to(memory_format=torch.contiguous_format)
     return FineTuned(fold_(model), _without_prefix(tuning, prefix), kappas, kept)

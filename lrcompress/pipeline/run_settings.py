@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.checkpoint import LoadedModel
-from lrcompress.data import ImageSet
+from lrcompress.data import ImageSet, fingerprint
 from lrcompress.dlrt import TrainingOptions
 from lrcompress.pipeline.planning import LayerOptions
 from lrcompress.plan import Calibration
@@ -63,13 +63,17 @@ def found_settings(loaded: LoadedModel, images: ImageSet) -> Settings:
             "arch_arg": dict(architecture.arguments),
             **preprocessing,
             "images": len(images),
+            "images_sha256": fingerprint(images),
         }
     )
 
 
 def explain_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns what differs from the settings of a run, as it stands on the command line: "--lr 0.5, was 0.001"."""
-    return [_explain(key, then.get(key), value) for key, value in now.items() if then.get(key) != value]
+    differing = [key for key, value in now.items() if then.get(key) != value]
+    if "images" in differing and "images_sha256" in differing:  # another number of images says it all
+        differing.remove("images_sha256")
+    return [_explain(key, then.get(key), now[key]) for key in differing]
 
 
 def resolve_source(source: str) -> str:
@@ -120,6 +124,7 @@ def _spell_policy(policy: Mapping[str, Any]) -> str:
 SPELLINGS: dict[str, Callable[[Any], str]] = {
     "policy": _spell_policy,
     "images": lambda count: f"{count} training images",
+    "images_sha256": lambda digest: f"images with SHA-256 {digest[:12]}…",
     "checkpoint": lambda digest: f"a checkpoint with SHA-256 {digest[:12]}…",
 }
 

@@ -17,7 +17,7 @@ from lrcompress.dlrt import world
 from lrcompress.errors import OptionError, OutputError, TrainingError
 from lrcompress.pipeline.run_settings import explain_differences
 
-VERSION = 2
+VERSION = 3
 SUFFIX = ".unfinished.pt"
 KEYS = {"version", "command", "settings", "processes", "plan", "kappas", "state"}
 MOST_DIFFERENCES = 4  # that a message tells

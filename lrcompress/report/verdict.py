@@ -74,6 +74,8 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
     if tol is None:
         if "fine_tuning" in report["recipe"]:
             tuned = tuning_sentences(report["recipe"]["fine_tuning"], report["size"]["removed"]["parameters"])
+            if report["recipe"]["fine_tuning"].get("chosen_epoch") == 0:
+                return [f"{factorised}; what fine-tuning made of them was worse, and is not in the file.", *tuned]
             return [f"{factorised} and fine-tuned.", *tuned]
         metric = ""
         if calibration := report["recipe"].get("calibration"):

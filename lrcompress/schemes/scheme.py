@@ -114,6 +114,16 @@ class Scheme(ABC):
     def spectrum(self, low_rank: Any) -> Float[Tensor, "k"]:
         """Returns the singular values, in descending order in float64, of the matrix that the scheme truncates."""
 
+    def conditioned_spectrum(self, low_rank: Any, spectrum: Float[Tensor, "n"]) -> Float[Tensor, "k"]:
+        """Returns the singular values that κ is of, `FactoredLayer.conditioned` of a shipped layer.
+
+        Args:
+            low_rank: the layer.
+            spectrum: what `spectrum` returned; these are the same, unless a scheme says otherwise.
+        """
+        del low_rank
+        return spectrum
+
     @abstractmethod
     def truncated_matrices(self, layer: PlainLayer) -> Sequence[Float[Tensor, "m n"]]:
         """Returns the matrices of a dense layer whose singular values the scheme truncates."""

@@ -117,3 +117,11 @@ class Tucker2(Scheme):
         if not hasattr(low_rank, "core"):
             return torch.linalg.svdvals(mixed.detach().double())
         return product_spectrum(low_rank.expand.weight.flatten(1), mixed)
+
+    @override
+    def conditioned_spectrum(self, low_rank: TuckerConv, spectrum: Float[Tensor, "n"]) -> Float[Tensor, "k"]:
+        """Of the input unfolding, r_I × r_O k², where the output side is whole: it has no basis, and no κ."""
+        if hasattr(low_rank, "core"):
+            return spectrum
+        core = low_rank.expand.weight.flatten(2).transpose(0, 1).flatten(1)
+        return product_spectrum(low_rank.reduce.weight.flatten(1).T, core)

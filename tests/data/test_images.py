@@ -1,8 +1,12 @@
+import gzip
+
 import pytest
 import torch
+from idx_files import write_idx_pair
 from networks import TensorImages
+from PIL import Image
 
-from lrcompress.data import ImageSet, iterate_batches, random_subset, split_held_out
+from lrcompress.data import ImageSet, fingerprint, iterate_batches, open_images, random_subset, split_held_out
 
 
 def numbered(count):
@@ -87,3 +91,40 @@ def test_splits_of_splits_keep_image_and_label_together():
     rest, _ = split_held_out(random_subset(numbered(40), 30, seed=1), fraction=0.2, seed=2)
     for pixels, labels in iterate_batches(rest, batch_size=5, shuffle_seed=3):
         assert torch.equal(pixels[:, 0, 0, 0], labels / 1000)
+
+
+def test_other_images_have_another_fingerprint():
+    images = numbered(200)
+    assert fingerprint(images) == fingerprint(numbered(200))
+    others = ImageSet(TensorImages(torch.zeros(200, 1, 2, 2), torch.arange(200)), (), "zeros")
+    drawn = [random_subset(images, 9, seed=seed) for seed in (0, 0, 1)]
+    found = [fingerprint(one) for one in (images, others, *drawn)]
+    assert len(set(found)) == 4
+    assert found[2] == found[3]
+
+
+def test_one_file_of_another_size_changes_the_fingerprint(tmp_path):
+    def printed():
+        return fingerprint(open_images(str(tmp_path), "train", input_size=(3, 8, 8)))
+
+    for split in ("train", "val"):
+        for index in range(6):
+            folder = tmp_path / split / f"class{index % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+    before = printed()
+    assert printed() == before
+    Image.new("RGB", (9, 8)).save(tmp_path / "train" / "class1" / "3.png")
+    assert printed() != before
+
+
+def test_one_other_byte_changes_the_fingerprint_of_idx_files(tmp_path):
+    def printed():
+        return fingerprint(open_images(str(tmp_path), "train", input_size=(1, 6, 5)))
+
+    _, labels = write_idx_pair(tmp_path, "train", count=7)
+    before = printed()
+    content = bytearray(gzip.decompress(labels.read_bytes()))
+    content[-1] ^= 1
+    labels.write_bytes(gzip.compress(bytes(content)))
+    assert printed() != before

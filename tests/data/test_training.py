@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import random
 
 import numpy as np
@@ -17,6 +18,7 @@ from lrcompress.data import (
     open_images,
     random_subset,
     split_held_out,
+    telling_of_ended_workers,
 )
 from lrcompress.errors import DataError, OptionError
 
@@ -486,3 +488,35 @@ def test_pil_cannot_change_images_of_two_channels(augmentation):
     with pytest.raises(OptionError, match="these have 2"):
         batches(tensors(channels=2), augmentation)
     assert len(batches(tensors(channels=2), Augmentation(mixup=0.2))) == 3
+
+
+def started_batches(count=200):
+    """Batches of one worker, the first of them taken, and the worker."""
+    pixels = torch.arange(float(count)).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4) / count
+    images = ImageSet(TensorImages(pixels, torch.zeros(count, dtype=torch.long)), (), "numbers")
+    found = iterate_training_batches(images, Augmentation(), batch_size=2, epoch=0, seed=0, classes=None, workers=1)
+    before = set(multiprocessing.active_children())
+    next(found)
+    (worker,) = set(multiprocessing.active_children()) - before
+    return found, worker
+
+
+def test_a_worker_is_in_a_process_group_of_its_own_that_a_request_to_end_the_run_does_not_reach():
+    found, worker = started_batches()
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgrp()
+    assert sum(len(labels) for _, labels in found) == 200 - 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."), EOFError(), ConnectionResetError()],
+)
+def test_a_worker_that_was_ended_is_one_error_with_a_hint(error):
+    with pytest.raises(DataError, match="a process that reads images was ended") as told, telling_of_ended_workers():
+        raise error
+    assert "--workers" in told.value.hint
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="out of memory"), telling_of_ended_workers():
+        raise RuntimeError("out of memory")

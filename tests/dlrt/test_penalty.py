@@ -7,11 +7,12 @@ from networks import matrix_with_spectrum, tiny_cnn, tiny_mlp
 from timm.layers import StdConv2d
 from torch import nn
 
-from lrcompress.dlrt import DlrtOptions
+from lrcompress.dlrt import Circumstances, Dlrt, DlrtOptions
 from lrcompress.dlrt.penalty import AIM, FALL, FIRST_BETA, LARGEST_BETA, RISE, SMALLEST_BETA, Penalty
 from lrcompress.linalg import Factors
 from lrcompress.nn import LowRankLinear, MatrixConv, TuckerConv, factored, factored_layers
 from lrcompress.plan import Tolerance
+from lrcompress.schemes import find_scheme
 
 
 def by_hand(matrix, *, scale_free=False):
@@ -49,6 +50,24 @@ def test_the_penalty_of_a_network_is_the_weighted_sum_over_layers_and_groups(bet
     matrices = [layers["linear"].S[0, :, :, 0], *layers["groups"].S[:, :, :, 0], layers["kernel"].S[0].flatten(1)]
     expected = beta * sum(by_hand(matrix, scale_free=scale_free) for matrix in matrices)
     assert value(penalty, layers) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("unfolding", ["output", "both"])
+def test_of_a_kernel_that_keeps_all_outputs_the_inputs_are_conditioned(unfolding):
+    layer = factored(like(nn.Conv2d(5, 8, 3), TuckerConv, (8, 3)))
+    model = nn.ModuleDict({"kernel": layer})
+    penalty, layers = penalty_of(model, penalty_unfolding=unfolding)
+    inputs = layer.S[0].transpose(0, 1).flatten(1)
+    assert value(penalty, layers) == pytest.approx(by_hand(inputs), rel=1e-4)
+    sigma = torch.linalg.svdvals(inputs.detach().double())
+    known = Circumstances(fixed_ranks={"kernel": (8, 3)})
+    kappas = Dlrt(model, DlrtOptions(Tolerance(0.1)), circumstances=known).kappas()
+    assert kappas == {"kernel": pytest.approx(float(sigma[0] / sigma[-1]))}
+    shipped = layer.fold()
+    assert not hasattr(shipped, "core")
+    scheme = find_scheme("tucker2")
+    found = scheme.conditioned_spectrum(shipped, scheme.spectrum(shipped))
+    assert torch.allclose(found, sigma, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("unfolding", "modes"), [("output", [0]), ("both", [0, 1])])

@@ -5,7 +5,7 @@ from networks import pattern_images
 from workshop import load_options, training
 
 from lrcompress.checkpoint import load_checkpoint
-from lrcompress.data import Augmentation
+from lrcompress.data import Augmentation, shuffle_images
 from lrcompress.pipeline import LayerOptions
 from lrcompress.pipeline.run_settings import explain_differences, found_settings, option_settings
 from lrcompress.plan import Budget, Calibration, Energy, Tolerance, UniformRank
@@ -97,3 +97,5 @@ def test_checkpoint_architecture_preprocessing_and_number_of_images_are_compared
     assert explain_differences(then, found_settings(loaded, pattern_images(66))) == [
         "66 training images, was 60 training images"
     ]
+    (told,) = explain_differences(then, found_settings(loaded, shuffle_images(images, seed=0)))
+    assert told.startswith("images with SHA-256 ")

@@ -11,6 +11,7 @@ from workshop import listing
 
 from lrcompress.errors import OptionError, OutputError, TrainingError
 from lrcompress.pipeline.unfinished import (
+    VERSION,
     UnfinishedRun,
     describe_unfinished,
     is_unfinished,
@@ -152,7 +153,7 @@ BAD = {
     "a tensor": lambda path: torch.save(torch.zeros(3), path),
     "a list": lambda path: torch.save([1, 2], path),
     "a number": lambda path: torch.save(5, path),
-    "without a plan": lambda path: torch.save({"version": 2, "settings": {}, "state": {}}, path),
+    "without a plan": lambda path: torch.save({"version": VERSION, "settings": {}, "state": {}}, path),
     "malicious": lambda path: write_zip(Marking(path.with_name("marker")), path),
 }
 

@@ -85,6 +85,18 @@ def test_the_spectrum_is_no_longer_than_the_unfolding_is_wide():
     assert torch.allclose(TUCKER.spectrum(low_rank), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(("ranks", "by_inputs"), [((4, 2), False), ((6, 2), True), ((6, 1), True)])
+def test_where_all_outputs_are_kept_kappa_is_of_the_unfolding_by_inputs(ranks, by_inputs):
+    layer = CONVOLUTIONS["3x3"]().double()  # of 6 outputs and 4 inputs
+    low_rank = filled(layer, TUCKER.decompose(layer), ranks)
+    weight = low_rank.weight.detach()
+    unfolding = weight.transpose(0, 1).flatten(1) if by_inputs else weight.flatten(1)
+    found = TUCKER.conditioned_spectrum(low_rank, TUCKER.spectrum(low_rank))
+    expected = torch.linalg.svdvals(unfolding)[: ranks[1] if by_inputs else ranks[0]]
+    assert torch.allclose(found[: len(expected)], expected, atol=1e-12)
+    assert len(found) == len(expected)
+
+
 def test_costs_are_those_counted_by_hand():
     layer = nn.Conv2d(5, 8, 3, padding=1)
     assert TUCKER.parameters(layer, torch.tensor([[4, 3], [8, 3]])).tolist() == [

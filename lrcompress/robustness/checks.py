@@ -108,7 +108,7 @@ def _transfer_beats_white_box(
         if count > tolerated(len(model.clean)):
             message = (
                 f"what was made against the {source} model breaks {count} images of the {model.role} model that its "
-                "own attacks do not: its gradients mislead"
+                "own attacks do not: they are too weak (more --steps or --restarts), or its gradients mislead"
             )
             findings.append(Finding("unreliable", message, "transfer-beats-white-box", model.role))
     return findings

@@ -330,8 +330,8 @@ def dlrt_section() -> str:
 
 `python benchmarks/dlrt.py rows --data DIR`: VGG11 with batch norm ({network["parameters"]:,} parameters), trained for
 {recipe["epochs"]} epochs on Fashion-MNIST by `train_networks.py`. All rows but the first two start from it and train
-for {part["epochs"]} more epochs (adversarially for 4) on 54,000 images; the best epoch is chosen on the other 6,000 of the training split,
-{seen}. The dense networks are
+for {part["epochs"]} more epochs (adversarially for 4) on 54,000 images; the best epoch is chosen on the other 6,000 of
+the training split, {seen}. The dense networks are
 trained without distillation and with the same settings, which were not chosen for them.
 Clean accuracy is that of all {whole["images"]:,} test images, under attack that of
 {whole["attacked_images"]:,} of them (20 steps, 2 restarts, ℓ∞). “Points” are those of clean accuracy against the

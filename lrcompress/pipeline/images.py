@@ -33,8 +33,7 @@ def open_for(
     )
     if num_classes is not None and images.class_names and len(images.class_names) != num_classes:
         raise DataError(
-            f"`{source}` has {len(images.class_names)} classes, labels 0 to {len(images.class_names) - 1}, the network "
-            f"{num_classes}",
-            hint="give the data set the network was trained on",
+            f"`{source}` has {len(images.class_names)} classes, the network {num_classes}",
+            hint="give the data set the network was trained on, and look for a wrong label",
         )
     return images

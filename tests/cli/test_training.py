@@ -227,7 +227,7 @@ BAD = {
         ["--adversarial-share must be 1 with --trades"],
     ),
     "ranks": (["--min-rank", "5", "--max-rank", "4"], ["--max-rank must be >= --min-rank, got 4"]),
-    "parts": (["--batch-size", "8", "--accumulate", "5"], ["--accumulate must be 1 to half the batch, got 5"]),
+    "parts": (["--batch-size", "8", "--accumulate", "5"], ["--accumulate must be 1 to half of --batch-size 8, got 5"]),
     "steps": (["--steps", "0"], ["--steps must be at least 1"]),
     "learning rate": (["--lr", "nan"], ["--lr must be more than 0, got nan"]),
     "two policies": (["--budget", "0.1", "--tol", "0.1"], ["exclude each other"]),

@@ -544,8 +544,8 @@ leave early, and on what the gradients of the weights cost. Where a range is wid
 {circumstances(speed)}
 
 `python benchmarks/attack.py doubts`: five ordinary networks under `--suite standard`, {doubts["images"]:,} images, each
-beside all others, {doubts["steps"]["linf"]} steps, in ℓ1 {doubts["steps"]["l1"]}. What the checks find is a false alarm, or
-the attack is too weak: {doubts["false_alarms"]} doubts in all{of_l1}.
+beside all others, {doubts["steps"]["linf"]} steps, in ℓ1 {doubts["steps"]["l1"]}. What the checks find is a false
+alarm, or the attack is too weak: {doubts["false_alarms"]} doubts in all{of_l1}.
 In ℓ1, of {in_l1["images"]} images that the standard network knows,
 {", ".join(map(str, in_l1["withstand"].values()))} withstand {", ".join(in_l1["withstand"])} steps of APGD at
 ε = {in_l1["eps"]:g}.{told_of_l1}

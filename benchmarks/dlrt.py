@@ -22,55 +22,32 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from results import circumstances, gained, read_results, write_results
+from rows import Bench, Row
 from torch import nn
 
-from lrcompress.artifact.tensors import iterate_file
-from lrcompress.checkpoint import LoadedModel, LoadOptions, file_sha256, load_checkpoint
-from lrcompress.data import open_images, random_subset
-from lrcompress.dlrt import Circumstances, Dlrt, DlrtOptions, TrainingOptions, fine_tune_
-from lrcompress.factorize import factorize, factorize_for_training, fold_
+from lrcompress.checkpoint import LoadedModel, file_sha256
+from lrcompress.dlrt import Circumstances, Dlrt, DlrtOptions
+from lrcompress.factorize import factorize_for_training
 from lrcompress.measure import count_macs, count_parameters
-from lrcompress.models import PixelModel
 from lrcompress.nn import count_shipped_parameters, factored_layers
-from lrcompress.pipeline import LayerOptions, plan_loaded, starting_policy
-from lrcompress.plan import Budget, Calibration, find_layers, make_plan
-from lrcompress.robustness import AttackSettings, EvaluatedModel, evaluate_models, wilson_interval
-from lrcompress.schemes import count_positions, find_scheme
+from lrcompress.plan import Budget, find_layers, make_plan
+from lrcompress.schemes import count_positions
 
-ARCH = "benchmarks/networks.py:vgg11_bn"
+CHECKPOINT, ARCH = Path("runs/vgg11_bn.pt"), "benchmarks/networks.py:vgg11_bn"
 FOLDER = Path("runs/dlrt")
 EPOCHS = 6
 ATTACKED, EPS, RADIUS = 1000, (4 / 255, 8 / 255), "8/255"
 METHOD: dict[str, Any] = {"lr": 2e-3}
-LOOP: dict[str, Any] = {"epochs": EPOCHS, "precision": "bfloat16"}
+LOOP: dict[str, Any] = {"epochs": EPOCHS}
 # What the command line does by default.
 DISTILLED: dict[str, Any] = {"distill": 0.9}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A network to make.
-
-    Attributes:
-        title: in the table.
-        keep: share of the parameters; None leaves the network dense.
-        trains: "nothing", "weights" (all of them, of the dense or the folded network) or "dlrt".
-        method: settings of DLRT.
-        loop: settings of the training.
-    """
-
-    title: str
-    keep: float | None
-    trains: str = "nothing"
-    method: dict[str, Any] = field(default_factory=dict)
-    loop: dict[str, Any] = field(default_factory=dict)
 
 
 # A step of adversarial training costs two.
@@ -95,131 +72,25 @@ ROWS = {
 }
 
 
+def bench(data: str) -> Bench:
+    return Bench(CHECKPOINT, ARCH, data, FOLDER, ATTACKED, EPS, restarts=2)
+
+
 def load() -> LoadedModel:
-    return load_checkpoint("runs/vgg11_bn.pt", LoadOptions(arch=ARCH))
-
-
-def make(name: str, row: Row, data: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the network of a row, and what its training told."""
-    loaded = load()
-    if row.trains == "nothing" and row.keep is None:
-        return loaded.model, {}
-    policy = Budget(fraction=row.keep or 0.999)
-    training = TrainingOptions(DlrtOptions(policy, **METHOD | row.method), **LOOP | row.loop)
-    model = load().model
-    if row.keep is not None:
-        start = starting_policy(training, seed=0) if row.trains == "dlrt" else policy
-        plan, decomposer = plan_loaded(loaded, start, LayerOptions(), calibration=Calibration(data))
-        make_model = factorize_for_training if row.trains == "dlrt" else factorize
-        model = make_model(loaded.model, plan, decomposer=decomposer)
-    if row.trains == "nothing":
-        return model, {}
-    state_path = FOLDER / f"{name}.unfinished.pt"
-    state = torch.load(state_path, weights_only=True) if state_path.exists() else None
-    if state is not None and state.get("settings") != training.describe():
-        state = None  # of a row that has changed since
-    images = open_images(data, "train", input_size=loaded.preprocessing.input_size)
-    started = time.perf_counter()
-    tuning = fine_tune_(
-        PixelModel(model, loaded.preprocessing),
-        images,
-        training,
-        dense=PixelModel(loaded.model, loaded.preprocessing),
-        on_progress=lambda state: print(describe(name, state), flush=True) if state.epoch_ended else None,
-        save=lambda state: save(state | {"settings": training.describe()}, state_path),
-        resume=state,
-    )
-    chosen = next(record for record in tuning.log if record.epoch == tuning.chosen_epoch)
-    told = {
-        "log": [
-            {
-                "epoch": record.epoch,
-                "loss": record.loss,
-                "held_out_accuracy": record.held_out_accuracy,
-                "held_out_robust_accuracy": record.held_out_robust_accuracy,
-                "parameters": record.parameters,
-                "frozen": record.frozen,
-                "kappa": max((core.kappa for core in record.cores.values() if core.kappa), default=None),
-            }
-            for record in tuning.log
-        ],
-        "chosen_epoch": tuning.chosen_epoch,
-        "ranks": {name.removeprefix("network."): list(ranks) for name, ranks in chosen.ranks.items()},
-        "settings": training.describe(),
-        "seconds": None if state else time.perf_counter() - started,
-    }
-    state_path.unlink(missing_ok=True)
-    return fold_(model), told
-
-
-def describe(name: str, state: Any) -> str:
-    loss = "" if state.loss is None else f" loss {state.loss:.3f}"
-    return f"{name}: epoch {state.epoch}{loss} held out {state.held_out_accuracy:.4f}"
-
-
-def save(state: dict[str, Any], path: Path) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
-
-
-def measure(model: nn.Module, loaded: LoadedModel, data: str) -> dict[str, Any]:
-    """Returns the figures of a network: size, accuracy on all test images, and on some of them under attack."""
-    size = loaded.preprocessing.input_size
-    accuracy, count = clean_accuracy(model, loaded, data)
-    test, pixels = open_images(data, "test", input_size=size), PixelModel(model, loaded.preprocessing)
-    settings = AttackSettings(("pgd",), eps=EPS, steps=20, restarts=2, batch_size=250)
-    attacked = evaluate_models(
-        [EvaluatedModel("compressed", pixels, "")], random_subset(test, ATTACKED, seed=0), settings
-    )
-    standing = {
-        f"{round(255 * eps)}/255": sum(bits) / ATTACKED
-        for eps, bits in zip(EPS, attacked.models[0].attacks[-1].robust, strict=True)
-    }
-    weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-    return {
-        "parameters": count_parameters(model),
-        "bytes": sum(len(piece) for piece in iterate_file(weights, {"format": "pt"})),
-        "macs": count_macs(model, size),
-        "accuracy": accuracy,
-        "interval": list(wilson_interval(round(accuracy * count), count)),
-        "images": count,
-        "pgd": standing,
-        "attacked_images": ATTACKED,
-        "kappas": kappas(model),
-    }
-
-
-def clean_accuracy(model: nn.Module, loaded: LoadedModel, data: str) -> tuple[float, int]:
-    """Returns the accuracy on all test images, in float32, and their number."""
-    model = model.eval().to(memory_format=torch.contiguous_format)
-    test = open_images(data, "test", input_size=loaded.preprocessing.input_size)
-    pixels = PixelModel(model, loaded.preprocessing)
-    clean = evaluate_models([EvaluatedModel("compressed", pixels, "")], test, AttackSettings(batch_size=500))
-    return sum(clean.models[0].clean) / len(test), len(test)
-
-
-def kappas(model: nn.Module) -> dict[str, float]:
-    """Returns σ₁/σ_r of every low-rank layer as it is shipped."""
-    kinds = {"LowRankLinear": "matrix", "MatrixConv": "matrix", "SpatialConv": "spatial", "TuckerConv": "tucker2"}
-    found = {}
-    for name, module in model.named_modules():
-        if type(module).__name__ in kinds:
-            sigma = find_scheme(kinds[type(module).__name__]).spectrum(module)
-            found[name] = float(sigma[0] / sigma[-1])
-    return found
+    return bench("").load()
 
 
 def rows(data: str, words: list[str]) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    network = json.loads(Path("runs/vgg11_bn.json").read_text())
-    checkpoint, dense = file_sha256(Path("runs/vgg11_bn.pt"))[:8], dict[str, Any]()
+    table, dense = bench(data), dict[str, Any]()
+    network = json.loads(CHECKPOINT.with_suffix(".json").read_text())
     done = rows_of(network)
     for name, row in ROWS.items():
         if any(word in name for word in words) if words else name not in done:
-            model, told = make(name, row, data)
-            dense = dense or measure(load().model, load(), data)
-            start = {"checkpoint": checkpoint, "dense_accuracy": dense["accuracy"], "dense_pgd": dense["pgd"]}
-            figures = measure(model, load(), data) | told | start
+            loop = LOOP | row.loop
+            model, told = table.make(name, replace(row, method=METHOD | row.method, loop=loop))
+            dense = dense or table.measure(load().model)
+            start = {"checkpoint": file_sha256(CHECKPOINT)[:8], "dense_accuracy": dense["accuracy"]}
+            figures = table.measure(model) | told | start | {"dense_pgd": dense["pgd"]}
             done = rows_of(network) | {name: figures | {"title": row.title, "circumstances": circumstances()}}
             write_results("dlrt", "rows", {"network": network, "epochs": EPOCHS, "rows": done})
 

@@ -1,6 +1,7 @@
 """The first stage: from a file, folder or hub name to a `LoadedModel`."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class LoadedModel:
         return f"{choice}; {self.preprocessing.describe()}"
 
 
-def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedModel:
+def load_checkpoint(source: str | Path, options: LoadOptions | None = None) -> LoadedModel:
     """Returns the model of a checkpoint file, a Hugging Face folder or a hub name.
 
     Nothing in the file is executed. Every tensor of the file must find its place and every tensor of the network its
@@ -106,7 +107,7 @@ def load_checkpoint(source: str, options: LoadOptions | None = None) -> LoadedMo
         HubError: if weights cannot be fetched.
         OptionError: if mean or std of the options have neither one value nor one per channel.
     """
-    options = options or LoadOptions()
+    source, options = os.fspath(source), options or LoadOptions()
     file, state = _read(source, options)
     check_finite(state.tensors, source)
     choice = choose_architecture(state, options, file, source)

@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -49,7 +50,7 @@ START_TOL = 0.1  # where a largest drop cannot be kept without training
 
 
 def compress(
-    source: str, output: str | Path, options: CompressOptions, *, observer: Observer | None = None
+    source: str | Path, output: str | Path, options: CompressOptions, *, observer: Observer | None = None
 ) -> dict[str, Any]:
     """Writes a compressed model and its report, and returns the report; of several processes only the first one does.
 
@@ -64,7 +65,7 @@ def compress(
     Raises:
         LRCompressError: for anything a user can mend; nothing is then written.
     """
-    observer, path = observer or Observer(), Path(output)
+    observer, source, path = observer or Observer(), os.fspath(source), Path(output)
     is_first = world()[0] == 0  # the others are there for the training alone, and may not see the files
     if not is_first and options.training is None:
         return {}

@@ -54,7 +54,7 @@ class EvaluateOptions:
 
 
 def evaluate(
-    path: Path, options: EvaluateOptions, *, observer: Observer | None = None
+    path: str | Path, options: EvaluateOptions, *, observer: Observer | None = None
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Returns the evaluation of an artifact beside its original, and the report it was added to.
 
@@ -70,7 +70,7 @@ def evaluate(
     Raises:
         LRCompressError: for anything a user can mend.
     """
-    observer = observer or Observer()
+    observer, path = observer or Observer(), Path(path)
     artifact = load_artifact(path, arch=options.arch)
     manifest, sha256 = artifact.manifest, file_sha256(path)
     # Before the work, so that nothing is lost when a report cannot be read or written.

@@ -4,8 +4,8 @@
     python benchmarks/ablation.py --data DIR distilled   # rows whose names contain one of the words, again
 
 The checkpoint is that of `lrcompress demo` and lies in the repository, so every row can be had on any machine. Each row
-trains from it for five epochs on 54,000 training images with the same settings but for what its title says. The epoch is
-chosen on the other 6,000, which the checkpoint has seen; no row profits from that more than another. The seed decides
+trains from it for five epochs with the same settings but for what its title says. The epoch is chosen on 6,000 of the
+60,000 training images, which the checkpoint has seen; no row profits from that more than another. The seed decides
 calibration, split, order and augmentation of the images. The test split is seen once, at the end of each row. A row
 that is stopped goes on from runs/ablation/.
 """

@@ -105,8 +105,9 @@ def rows_of(network: dict[str, Any]) -> dict[str, Any]:
 class Steps:
     """One training step after the other of a network, on the same batch of noise."""
 
-    def __init__(self, budget: Budget | None, batch_size: int = 128) -> None:
+    def __init__(self, budget: Budget | None, precision: str, batch_size: int = 128) -> None:
         torch.manual_seed(0)
+        self.bfloat16 = precision == "bfloat16"
         model, size = load().model, (1, 28, 28)
         positions = {one.name: count_positions(one.calls) for one in find_layers(model, size) if one.calls}
         known = Circumstances(positions, count_macs(model, size))
@@ -118,7 +119,7 @@ class Steps:
         self.dlrt = Dlrt(self.model, DlrtOptions(budget or Budget(fraction=0.999)), circumstances=known)
 
     def step(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             loss = F.cross_entropy(self.model(self.images), self.labels)
         self.dlrt.zero_grad()
         loss.backward()
@@ -146,14 +147,14 @@ def budgets() -> dict[str, Budget | None]:
     }
 
 
-def cost(rounds: int = 8) -> dict[str, Any]:
+def cost(precision: str, rounds: int = 8) -> dict[str, Any]:
     """Times dense and DLRT training in turn, and measures the peak memory of each in a process of its own."""
-    figures: dict[str, Any] = {"batch_size": 128, "precision": "bfloat16", "rounds": rounds}
+    figures: dict[str, Any] = {"batch_size": 128, "precision": precision, "rounds": rounds}
     measured = budgets()
-    peaks = {name: peak_memory(name) for name in measured}
+    peaks = {name: peak_memory(name, precision) for name in measured}
     figures["peak_bytes"] = peaks
     figures["peak_memory_ratio"] = max(peaks[name] for name in measured if name != "dense") / peaks["dense"]
-    runners = {name: Steps(budget) for name, budget in measured.items()}
+    runners = {name: Steps(budget, precision) for name, budget in measured.items()}
     figures["removed"] = {
         name: 1 - count_shipped_parameters(runner.model) / count_parameters(load().model)
         for name, runner in runners.items()
@@ -171,14 +172,15 @@ def cost(rounds: int = 8) -> dict[str, Any]:
     return figures
 
 
-def peak_memory(name: str) -> int:
-    done = subprocess.run([sys.executable, __file__, "memory", name], check=True, capture_output=True, text=True)
+def peak_memory(name: str, precision: str) -> int:
+    command = [sys.executable, __file__, "memory", name, "--precision", precision]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
 
-def memory(name: str) -> None:
+def memory(name: str, precision: str) -> None:
     """Prints what training takes at most beyond what is there before its first step; on Linux only."""
-    runner = Steps(budgets()[name])
+    runner = Steps(budgets()[name], precision)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = _status("VmRSS")
@@ -193,10 +195,11 @@ def _status(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def profile() -> dict[str, Any]:
+def profile(precision: str) -> dict[str, Any]:
     """Returns in milliseconds per step where the time of a DLRT cycle goes, and that of as many dense steps."""
     measured = budgets()
-    return {"milliseconds": {name: times_by_kind(Steps(measured[name])) for name in ("dense", "90", "90_of_both")}}
+    kinds = {name: times_by_kind(Steps(measured[name], precision)) for name in ("dense", "90", "90_of_both")}
+    return {"precision": precision, "milliseconds": kinds}
 
 
 def times_by_kind(runner: Steps) -> dict[str, float]:
@@ -287,6 +290,12 @@ if __name__ == "__main__":
     parser.add_argument("part", nargs="?", choices=["rows", "cost", "profile", "orthonormality", "memory"])
     parser.add_argument("words", nargs="*", help="parts of rows' names")
     parser.add_argument("--data", help="folder with the idx files of Fashion-MNIST")
+    parser.add_argument(
+        "--precision",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="of cost and profile (default bfloat16)",
+    )
     parser.add_argument("--summary", action="store_true")
     arguments = parser.parse_args()
     if arguments.summary:
@@ -294,9 +303,12 @@ if __name__ == "__main__":
     elif arguments.part == "rows" and arguments.data:
         rows(arguments.data, arguments.words)
     elif arguments.part == "memory":
-        memory(arguments.words[0])
-    elif arguments.part in ("cost", "profile", "orthonormality"):
-        part = {"cost": cost, "profile": profile, "orthonormality": orthonormality}[arguments.part]
-        write_results("dlrt", arguments.part, part())
+        memory(arguments.words[0], arguments.precision)
+    elif arguments.part in ("cost", "profile"):
+        part = {"cost": cost, "profile": profile}[arguments.part]
+        of = "" if arguments.precision == "bfloat16" else f"_{arguments.precision}"
+        write_results("dlrt", arguments.part + of, part(arguments.precision))
+    elif arguments.part == "orthonormality":
+        write_results("dlrt", "orthonormality", orthonormality())
     else:
         parser.error("name a part (rows needs --data DIR), or --summary")

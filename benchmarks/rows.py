@@ -12,7 +12,7 @@ from torch import nn
 from lrcompress.artifact.tensors import iterate_file
 from lrcompress.checkpoint import LoadedModel, LoadOptions, load_checkpoint
 from lrcompress.data import open_images, random_subset
-from lrcompress.dlrt import DlrtOptions, TrainingOptions, TrainingProgress, fine_tune_
+from lrcompress.dlrt import DlrtOptions, TrainingOptions, TrainingProgress, fine_tune_, has_bfloat16
 from lrcompress.factorize import factorize, factorize_for_training, fold_
 from lrcompress.measure import count_macs, count_parameters
 from lrcompress.models import PixelModel
@@ -154,8 +154,8 @@ class Bench:
 
 
 def fast_precision() -> str:
-    """Returns what training takes: bfloat16 is many times slower than float32 where the processor has no such unit."""
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    """Returns in what precision the rows are trained on this machine."""
+    return "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
 
 
 def kappas(model: nn.Module) -> dict[str, float]:

@@ -21,6 +21,7 @@ from networks import vgg11_bn
 from torch import nn
 
 from lrcompress.data import ImageSet, iterate_batches, open_images, random_crop_and_flip, split_held_out
+from lrcompress.dlrt import has_bfloat16
 
 MEAN, STD = (0.2860,), (0.3530,)
 RECIPES = {
@@ -60,7 +61,7 @@ def accuracy(model: nn.Module, images: ImageSet) -> float:
     with torch.inference_mode():
         for pixels, labels in iterate_batches(images, batch_size=500):
             pixels = ((pixels - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(pixels.device.type, torch.bfloat16):
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=has_bfloat16(pixels.device)):
                 hits += int((model(pixels).argmax(1) == labels).sum())
     return hits / len(images)
 
@@ -100,7 +101,7 @@ def train(name: str, data: str, folder: Path, epochs: int | None) -> None:
         for pixels, labels in iterate_batches(train_set, batch_size=recipe["batch_size"], shuffle_seed=epoch):
             pixels = random_crop_and_flip(pixels, padding=2, flip=True, generator=generator)
             pixels = ((pixels - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(pixels.device.type, torch.bfloat16):
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=has_bfloat16(pixels.device)):
                 loss = F.cross_entropy(model(pixels), labels)
             optimizer.zero_grad()
             loss.backward()

@@ -130,7 +130,7 @@ class GivenTraining:
 
         given = dict(self.values)
         if data is None or given.get("epochs") == 0:
-            self._refuse()
+            self._refuse(data)
             return None
         self._check_needs()
         if given.get("moments") in ("floor", "transport") and given.get("optimizer") == "sgd":
@@ -173,11 +173,14 @@ class GivenTraining:
                 hint="leave out --plan and give what it was made with, or leave out the options of fine-tuning",
             )
 
-    def _refuse(self) -> None:
+    def _refuse(self, data: str | None) -> None:
         without_effect = [name for name in self.values if name != "epochs" or self.values[name] > 0]
-        if without_effect:
-            option = self._spelled(without_effect[0])
-            raise OptionError(f"{option} needs images to fine-tune on", hint="--data DIR, and not --epochs 0")
+        if not without_effect:
+            return
+        option = self._spelled(without_effect[0])
+        if data is None:
+            raise OptionError(f"{option} needs images to fine-tune on", hint="--data DIR")
+        raise OptionError(f"{option} does nothing with --epochs 0", hint=f"leave out {option}, or --epochs 0")
 
     def _spelled(self, name: str) -> str:
         negated = name in ("flip", "every_gradient") and not self.values[name]

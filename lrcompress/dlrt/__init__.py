@@ -7,6 +7,7 @@ from lrcompress.dlrt.held_out import divide_images, doubt_amounts
 from lrcompress.dlrt.log import CoreRecord, EpochRecord, FineTuning, TrainingProgress
 from lrcompress.dlrt.optimizer import Dlrt
 from lrcompress.dlrt.options import DlrtOptions
+from lrcompress.dlrt.precision import has_bfloat16
 from lrcompress.dlrt.ranks import Circumstances, RankControl
 from lrcompress.dlrt.settings import TrainingOptions
 from lrcompress.dlrt.step import BasisChange, augment, cut, rotate
@@ -30,6 +31,7 @@ __all__ = [
     "divide_images",
     "doubt_amounts",
     "fine_tune_",
+    "has_bfloat16",
     "is_guessing",
     "rotate",
     "world",

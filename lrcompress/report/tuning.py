@@ -47,13 +47,15 @@ def _drop(tuning: Mapping[str, Any], removed: float) -> list[str]:
 
 
 def _kappa(tuning: Mapping[str, Any]) -> list[str]:
-    if not _has(tuning, "max_kappa", "largest_kappa"):
+    if not _has(tuning, "largest_kappa") or not (tuning.get("beta") or _has(tuning, "max_kappa")):
         return []
-    asked, largest = tuning["max_kappa"], tuning["largest_kappa"]
+    asked, largest = tuning.get("max_kappa"), tuning["largest_kappa"]
     kappa = largest["kappa"]
+    found = f"The largest κ of a core is {'∞' if kappa is None else f'{kappa:.4g}'} (`{largest['layer']}`)"
+    if asked is None:
+        return [f"{found}, with β = {tuning['beta']:g}."]
     reached = kappa is not None and kappa <= asked
     outcome = "is reached" if reached else "is NOT REACHED: more --epochs or a higher --lr condition further"
-    found = f"The largest κ of a core is {'∞' if kappa is None else f'{kappa:.4g}'} (`{largest['layer']}`)"
     return [f"{found}; at most {asked:g} was asked for, and {outcome}."]
 
 

@@ -10,6 +10,8 @@ from lrcompress.report.words import NORM_SIGNS, counted_attacks, paper_sentences
 
 # Below this difference a timing says nothing, however narrow its spread.
 SAME_SPEED = 0.05
+# Below this share of the parameters a tolerance has removed next to nothing.
+NEXT_TO_NOTHING = 0.05
 ROUNDING = 1e-9  # points; a difference of shares is not exact to the last bit
 
 
@@ -91,7 +93,10 @@ def _guarantee(report: Mapping[str, Any]) -> list[str]:
             f"{within} before rounding to {report['dtype']}; as shipped {shipped} {max(errors):.4g}, more than that."
         ]
     rounding = "" if report["dtype"] == "float32" else f" before rounding to {report['dtype']}"
-    return [f"{within}{rounding} ({largest}{max(errors):.4f})."]
+    more = ""
+    if report["size"]["removed"]["parameters"] < NEXT_TO_NOTHING:
+        more = " To remove more: a larger --tol, or --budget 0.5 --calibrate DIR, which asks for a size instead."
+    return [f"{within}{rounding} ({largest}{max(errors):.4f}).{more}"]
 
 
 def _why_none(report: Mapping[str, Any]) -> str:

@@ -172,7 +172,8 @@ def test_an_option_without_training_is_refused_and_not_ignored(name):
     said = "needs images to fine-tune on"
     assert_refused(run("compress", "nowhere.pt", *typed), said, "--data DIR")
     if name != "epochs":
-        assert_refused(run("compress", "nowhere.pt", *typed, "--data", "X", "--epochs", "0"), said, "not --epochs 0")
+        typed_so = run("compress", "nowhere.pt", *typed, "--data", "X", "--epochs", "0")
+        assert_refused(typed_so, "does nothing with --epochs 0", "or --epochs 0")
     only = typed[2:] if len(typed) > 2 else typed
     assert_refused(run("compress", "nowhere.pt", *only), f"{only[0]} {said}")
 

@@ -52,6 +52,14 @@ def test_few_images_are_told_and_so_is_a_share_that_leaves_few(loaded):
     assert left == "WARNING: --held-out 0.9 leaves 200 of 2,000 training images to train on"
 
 
+@pytest.mark.parametrize(("capability", "slow"), [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
+def test_a_processor_without_bfloat16_is_told_of_where_it_was_asked_for(loaded, monkeypatch, capability, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    told = said(loaded, images_of(loaded, 2000), precision="bfloat16")
+    assert any("--precision float32" in line for line in told) == slow
+    assert not any("--precision" in line for line in said(loaded, images_of(loaded, 2000)))
+
+
 def test_what_cannot_be_trained_on_is_refused(loaded):
     with pytest.raises(OptionError, match=r"--held-out 0\.9999 leaves 0 of 2,000"):
         said(loaded, images_of(loaded, 2000), held_out=0.9999)

@@ -65,6 +65,12 @@ def test_the_largest_condition_number_is_told_beside_the_one_that_was_asked_for(
 
 def test_of_a_condition_number_that_nobody_asked_for_nothing_is_said():
     assert tuning_sentences(KAPPA | {"max_kappa": None}, 0.9) == []
+    assert tuning_sentences(KAPPA | {"max_kappa": None, "beta": 0.0}, 0.9) == []
+
+
+def test_a_penalty_alone_is_told_with_what_it_has_reached():
+    told = tuning_sentences(KAPPA | {"max_kappa": None, "beta": 0.05}, 0.9)
+    assert told == ["The largest κ of a core is 4.25 (`layer1.0.conv2`), with β = 0.05."]
 
 
 def test_accuracy_under_the_own_adversary_of_the_training_is_told_and_called_no_evidence():

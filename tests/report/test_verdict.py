@@ -39,6 +39,12 @@ def test_size_and_guarantee_come_first():
     assert accuracy.startswith("Accuracy was not measured")
 
 
+@pytest.mark.parametrize(("removed", "told"), [(-0.01, True), (0.049, True), (0.051, False)])
+def test_a_tolerance_that_removes_next_to_nothing_is_told_how_to_remove_more(removed, told):
+    size = {**SIZE, "removed": {**SIZE["removed"], "parameters": removed}}
+    assert ("--budget 0.5 --calibrate DIR" in verdict(report(size=size))[1]) == told
+
+
 def test_after_fine_tuning_no_error_is_promised():
     tuned = {"guaranteed_tol": None, "fine_tuning": {}}
     assert verdict(report(recipe=tuned))[1] == "2 layers are factorised and fine-tuned."

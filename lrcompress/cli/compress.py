@@ -20,7 +20,7 @@ from lrcompress.cli.options import (
 )
 from lrcompress.cli.plan import read_plan
 from lrcompress.cli.planning_options import PlanningOptions, planning_options
-from lrcompress.cli.training import GivenTraining, training_options
+from lrcompress.cli.training_options import GivenTraining, training_options
 from lrcompress.errors import OptionError
 
 if TYPE_CHECKING:

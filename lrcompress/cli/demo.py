@@ -11,7 +11,7 @@ import typer
 
 from lrcompress.cli.console import explain_errors, follow_progress, print_json, print_table, stderr
 from lrcompress.cli.options import JsonOption
-from lrcompress.cli.training import DEFAULT_DISTILL
+from lrcompress.cli.training_options import DEFAULT_DISTILL
 from lrcompress.errors import OptionError, OutputError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import re
 import pytest
 from command import assert_refused, run
 
-from lrcompress.cli.training import training_options
+from lrcompress.cli.training_options import training_options
 from lrcompress.data import Augmentation
 from lrcompress.dlrt import DlrtOptions, TrainingOptions
 from lrcompress.pipeline import CompressOptions, MaxDrop

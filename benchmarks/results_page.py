@@ -389,7 +389,9 @@ def ablation_section() -> str:
         kappas = [sorted(row["kappas"].values()) for row in made.values() if row["kappas"]]
         rows.append(
             [
-                next(iter(made.values()))["title"],
+                next(iter(made.values()))["title"]
+                + "; training ruined it, the start was kept"
+                * any(row.get("chosen_epoch") == 0 for row in made.values()),
                 percent(mean(1 - row["parameters"] / whole["parameters"] for row in made.values())),
                 percent(mean(row["accuracy"] for row in made.values()), 2),
                 "–" if name == "dlrt" else f"{mean(against):+.2f} ({', '.join(f'{one:+.2f}' for one in against)})",
@@ -416,8 +418,8 @@ def ablation_section() -> str:
 lies in the repository, so that these rows can be had on any machine. Each row trains for
 {one["settings"]["epochs"]} epochs on 54,000 images, with the settings of the others but for what its title says. Means
 over the seeds {", ".join(seeds)}, which decide calibration, split, order and augmentation. Clean accuracy is that of
-all {whole["images"]:,} test images, under attack that of {whole["attacked_images"]:,} of them (20 steps, 1 restart, ℓ∞).
-The epochs are chosen on images that the checkpoint was trained on, which favours no row.
+all {whole["images"]:,} test images, under attack that of {whole["attacked_images"]:,} of them (20 steps, 1 restart,
+ℓ∞). The epochs are chosen on images that the checkpoint was trained on, which favours no row.
 
 {table(header, [checkpoint, *rows])}
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -21,11 +21,22 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def average_(tensors: Iterable[Tensor]) -> None:
-    """Replaces tensors, the same on all processes but for their values, by their averages."""
+def average_gradients_(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces gradients by their averages over the processes; one that a process has not is zero there.
+
+    Which layers a batch reaches may depend on its images: what one process alone has reached all of them step on.
+    """
     _, count = world()
-    if count > 1:
-        _in_one_piece_(tensors, lambda flat: dist.all_reduce(flat.div_(count)))
+    if count == 1:
+        return
+    parameters = list(parameters)
+    reached = torch.tensor([parameter.grad is not None for parameter in parameters], device=parameters[0].device)
+    dist.all_reduce(reached := reached.to(torch.int32))
+    shared = [parameter for parameter, times in zip(parameters, reached.tolist(), strict=True) if times]
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in shared]
+    _in_one_piece_(gradients, lambda flat: dist.all_reduce(flat.div_(count)))
+    for parameter, gradient in zip(shared, gradients, strict=True):
+        parameter.grad = gradient
 
 
 def broadcast_(tensors: Iterable[Tensor]) -> None:

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lrcompress.dlrt.distributed import agree, average_, broadcast_
+from lrcompress.dlrt.distributed import agree, average_gradients_, broadcast_
 from lrcompress.dlrt.moments import carry_first, carry_second
 from lrcompress.dlrt.options import DlrtOptions
 from lrcompress.dlrt.penalty import Penalty
 from lrcompress.dlrt.ranks import Circumstances, RankControl
 from lrcompress.dlrt.step import BasisChange, augment, cut, rotate
-from lrcompress.errors import TrainingError
+from lrcompress.errors import OptionError, TrainingError
 from lrcompress.linalg import Factors, core_condition_number
 from lrcompress.nn import FactoredLayer, factored_layers
 
@@ -37,6 +37,9 @@ class Dlrt:
         options: the settings.
         circumstances: what ranks are chosen by beside the spectra.
 
+    Raises:
+        OptionError: if low-rank layers are of a type in which nothing can be decomposed.
+
     Attributes:
         inner: torch's optimiser of the cores and of everything dense; learning-rate schedulers take it.
         layers: the factored layers by name.
@@ -48,6 +51,7 @@ class Dlrt:
     def __init__(self, model: nn.Module, options: DlrtOptions, *, circumstances: Circumstances | None = None) -> None:
         self.model, self.options = model, options
         self.layers = factored_layers(model)
+        _check_types(self.layers)
         self.ranks = RankControl(model, options, circumstances or Circumstances())
         self.regulariser = Penalty.of(model, self.layers, options)
         self.frozen = not self.layers
@@ -79,7 +83,7 @@ class Dlrt:
             TrainingError: if a gradient is not finite, in which case nothing has been changed, or a weight.
         """
         extends = self.position == 0 and not self.frozen
-        average_(parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)
+        average_gradients_(self.model.parameters())
         self._check_gradients(extends=extends)
         if not extends or self.options.every_gradient:
             if self.options.clip_norm is not None:
@@ -94,7 +98,7 @@ class Dlrt:
             self.truncate_()
 
     def truncate_(self) -> None:
-        """Ends the cycle: cuts all layers to the ranks that the policy chooses now; their cores become diagonal."""
+        """Ends the cycle: cuts all layers, in their cores' singular vectors, to the ranks that the policy chooses."""
         before = self.current_ranks()
         self._cut_(lambda rotated: self.ranks.choose(rotated, before))
         self._ask_for_basis_gradients_()
@@ -117,8 +121,10 @@ class Dlrt:
         return {name: self.retained.get(name, layer.ranks) for name, layer in self.layers.items()}
 
     def kappas(self) -> dict[str, float]:
-        """Returns κ = σ₁/σ_r of every core, the largest of a layer's groups."""
-        return {name: core_condition_number(layer.conditioned(layer.S)) for name, layer in self.layers.items()}
+        """Returns κ = σ₁/σ_r of every core as of the last truncation, the largest of a layer's groups."""
+        ranks = self.current_ranks()
+        cores = {name: layer.S[:, : ranks[name][0], : ranks[name][-1]] for name, layer in self.layers.items()}
+        return {name: core_condition_number(self.layers[name].conditioned(core)) for name, core in cores.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state beside the model's own; both together continue the training exactly."""
@@ -142,13 +148,17 @@ class Dlrt:
 
     def _cut_(self, choose: Callable[[Mapping[str, Factors]], dict[str, tuple[int, ...]]]) -> None:
         self._check_cores()
-        with torch.no_grad():
+        with torch.no_grad(), self._full_precision():
             rotated = {name: rotate(layer.factors()) for name, layer in self.layers.items()}
             ranks = agree(choose({name: factors for name, (factors, _) in rotated.items()}))
             for name, (factors, change) in rotated.items():
                 self._move_(self.layers[name], *cut(factors, change, ranks[name]))
         self.position = 0
         self._retain_({})
+
+    def _full_precision(self) -> torch.autocast:
+        """Returns what keeps a caller's autocast away from bases and cores."""
+        return torch.autocast(next(self.model.parameters()).device.type, enabled=False)
 
     def _retain_(self, ranks: dict[str, tuple[int, ...]]) -> None:
         """Keeps the ranks of before an augmentation, none after a truncation."""
@@ -158,7 +168,7 @@ class Dlrt:
 
     def _augment_(self) -> None:
         self._retain_({name: layer.ranks for name, layer in self.layers.items()})
-        with torch.no_grad():
+        with torch.no_grad(), self._full_precision():
             for layer in self.layers.values():
                 self._move_(layer, *augment(layer.factors(), _gradient(layer.U), _gradient(layer.V)))
         self._ask_for_basis_gradients_(False)
@@ -204,6 +214,16 @@ class Dlrt:
             raise TrainingError(what, hint="lower --lr or --beta")
 
 
+def _check_types(layers: Mapping[str, FactoredLayer]) -> None:
+    for name, layer in layers.items():
+        if layer.S.dtype not in (torch.float32, torch.float64):
+            kind = str(layer.S.dtype).removeprefix("torch.")
+            raise OptionError(
+                f"`{name}` is {kind}, which bases cannot be made orthonormal in",
+                hint="model.float(), and torch.autocast around the forward pass",
+            )
+
+
 def _own(tensor: Tensor) -> Tensor:
     return tensor.contiguous()
 
@@ -220,7 +240,9 @@ def _make_optimizer(
     bases = {id(basis) for layer in layers.values() for basis in (layer.U, layer.V)}
     trained = {name: p for name, p in model.named_parameters() if id(p) not in bases and p.requires_grad}
     # Position embeddings, class tokens and the like are matrices, but no weights.
-    decayed = {name for name, p in trained.items() if p.ndim > 1 and name.rpartition(".")[2] in ("weight", "S")}
+    # Named `in_proj_weight` or `weight_ih_l0` too.
+    last = {name: name.rpartition(".")[2] for name in trained}
+    decayed = {name for name, p in trained.items() if p.ndim > 1 and ("weight" in last[name] or last[name] == "S")}
     groups = [
         {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": options.weight_decay},
         {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},

@@ -59,9 +59,10 @@ class Penalty:
             if self.betas[name] == 0:
                 continue
             core: Tensor = layer.S
-            if self.options.penalty_core == "retained" and name in retained:
-                core = core[:, : retained[name][0], : retained[name][-1]]
-            terms.append(self.betas[name] * self._of_core(layer, core))
+            ranks = retained.get(name, layer.ranks)
+            if self.options.penalty_core == "retained":
+                core = core[:, : ranks[0], : ranks[-1]]
+            terms.append(self.betas[name] * self._of_core(layer, core, outputs=ranks[0]))
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     def steer_(self, kappas: Mapping[str, float]) -> None:
@@ -76,9 +77,9 @@ class Penalty:
             factor = min(max((kappa / (AIM * target)) ** 2, FALL), RISE)
             self.betas[name] = min(max(self.betas[name] * factor, SMALLEST_BETA), LARGEST_BETA)
 
-    def _of_core(self, layer: FactoredLayer, core: Float[Tensor, "g r s p"]) -> Float[Tensor, ""]:
-        unfoldings = [layer.conditioned(core)]
-        if core.shape[3] > 1 and self.options.penalty_unfolding == "both" and core.shape[1] < layer.U.shape[1]:
+    def _of_core(self, layer: FactoredLayer, core: Float[Tensor, "g r s p"], *, outputs: int) -> Float[Tensor, ""]:
+        unfoldings = [layer.conditioned(core, outputs=outputs)]
+        if core.shape[3] > 1 and self.options.penalty_unfolding == "both" and outputs < layer.U.shape[1]:
             unfoldings.append(core.transpose(1, 2).flatten(2))
         return torch.stack([conditioning_penalty(one, scale_free=self.scale_free) for one in unfoldings]).sum()
 

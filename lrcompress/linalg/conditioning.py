@@ -48,6 +48,10 @@ def conditioning_penalty(core: Float[Tensor, "*g r s"], *, scale_free: bool) -> 
     """
     with torch.autocast(core.device.type, enabled=False):
         core = core.float() if core.dtype in (torch.float16, torch.bfloat16) else core
+        # By its largest entry: what is squared twice here would leave the range of float32.
+        scale = core.detach().abs().amax((-2, -1), keepdim=True)
+        scale = torch.where(scale > torch.finfo(core.dtype).tiny, scale, 1.0)
+        core = core / scale
         gram = core @ core.mT if core.shape[-2] < core.shape[-1] else core.mT @ core
         size = gram.shape[-1]
         identity = torch.eye(size, dtype=gram.dtype, device=gram.device)
@@ -59,4 +63,6 @@ def conditioning_penalty(core: Float[Tensor, "*g r s"], *, scale_free: bool) -> 
         penalty = torch.where(squared > floor, squared, 1.0).sqrt() * (squared > floor)
         if scale_free:
             penalty = penalty / torch.where(alpha_sq > 0, alpha_sq, 1.0)
+        else:
+            penalty = penalty * scale[..., 0, 0].square()
         return penalty.sum()

@@ -82,9 +82,9 @@ def nested_features(
 
 def _cholesky(matrix: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
     """Returns L with L Lᵀ = the matrix, plus the smallest multiple of the identity that rounding makes necessary."""
-    scale = matrix.diagonal().mean()
+    scale, identity = matrix.diagonal().mean(), torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     for jitter in (0.0, *(10.0**exponent for exponent in range(-13, 1))):
-        triangle, info = torch.linalg.cholesky_ex(matrix + jitter * scale * torch.eye(len(matrix), dtype=matrix.dtype))
+        triangle, info = torch.linalg.cholesky_ex(matrix + jitter * scale * identity)
         if int(info) == 0:
             return triangle
     raise AssertionError("a second moment with the identity added is positive definite")

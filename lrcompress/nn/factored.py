@@ -55,13 +55,17 @@ class FactoredLayer(nn.Module, ABC):
         """The weight of the dense layer it is equal to, for parents that read it beside calling the layer."""
         return self._dense(Factors(self.U, self.S, self.V).product())
 
-    def conditioned(self, core: Float[Tensor, "g r s p"]) -> Float[Tensor, "g a b"]:
+    def conditioned(self, core: Float[Tensor, "g r s p"], *, outputs: int | None = None) -> Float[Tensor, "g a b"]:
         """Returns the unfolding of S, or of a block of it, that κ and the regulariser are of.
 
         The output's; where the output side is whole, the input's: there is no output basis then, and an unfolding
         that is as high as the layer has outputs, but of lower rank by its shape, has no κ.
+
+        Args:
+            core: S or a block of it.
+            outputs: the output rank that the layer is to have; None if it is that of the core.
         """
-        is_whole = core.shape[3] > 1 and core.shape[1] >= self.U.shape[1]
+        is_whole = core.shape[3] > 1 and (outputs or core.shape[1]) >= self.U.shape[1]
         return (core.transpose(1, 2) if is_whole else core).flatten(2)
 
     def factors(self) -> Factors:

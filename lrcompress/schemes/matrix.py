@@ -39,7 +39,7 @@ class MatrixDecomposition(Decomposition):
         grams = [None] * len(matrices) if metric is None else metric.output_gram
         self.bases = [principal_basis(W, output_gram=G) for W, G in zip(matrices, grams, strict=True)]
         energies = [basis.energies for basis in self.bases]
-        self.tails = tail_energies(torch.stack(energies).sum(0))
+        self.tails = tail_energies(torch.stack(energies).sum(0)).cpu()  # where ranks are chosen
         self.sigma = merge_spectra(energies).sqrt() if metric is None else None
         self.bases = [_in_type(basis, matrices.dtype) for basis in self.bases]
 

@@ -30,7 +30,7 @@ class SpatialDecomposition(Decomposition):
         self.nested = nested_features(kernel.flatten(1, 2), input_gram=None if metric is None else metric.input_gram)
         explained = self.nested.coefficients.square().sum((0, 2))
         count = min(explained.numel(), kernel.shape[0] * kernel.shape[3])
-        self.tails = tail_energies(explained[:count])  # the features beyond explain nothing
+        self.tails = tail_energies(explained[:count]).cpu()  # the features beyond explain nothing
         self.sigma = merge_spectra([explained[:count].sqrt()]) if metric is None else None
         self.total = self.nested.total
 

@@ -29,7 +29,7 @@ class SplitDecomposition(Decomposition):
         self.sigma = merge_spectra(energies.unbind()).sqrt() if metric is None else None
         self.of_outputs = bases[0].of_outputs
         self.bases = [basis.basis.to(layer.weight.dtype) for basis in bases]
-        self.tails = torch.stack([tail_energies(part) for part in energies])
+        self.tails = torch.stack([tail_energies(part) for part in energies]).cpu()
         # One rank each first, then all others in descending order; a stable order keeps each part's own.
         rest = energies[:, 1:].flatten().sort(descending=True, stable=True).indices // (energies.shape[1] - 1 or 1)
         taken = torch.nn.functional.one_hot(rest, PARTS).cumsum(0) + 1

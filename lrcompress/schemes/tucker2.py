@@ -28,7 +28,7 @@ class TuckerDecomposition(Decomposition):
         self.core = torch.einsum("oa,oip->aip", self.basis, self.nested.coefficients)
         explained = self.core.square().sum(2).cumsum(0).cumsum(1)
         self.total = max(self.nested.total, float(explained[-1, -1]))
-        self.explained = torch.nn.functional.pad(explained, (1, 0, 1, 0))  # by (output rank, input rank), from 0
+        self.explained = torch.nn.functional.pad(explained.cpu(), (1, 0, 1, 0))  # by (output rank, input rank), from 0
 
     @override
     def ranks(self) -> Int[Tensor, "k 2"]:
@@ -64,7 +64,7 @@ class TuckerDecomposition(Decomposition):
 
 
 class Tucker2(Scheme):
-    """Fits ungrouped convolutions with a kernel wider than one; ranks (r_O, r_I), r_I below the input channels."""
+    """Fits ungrouped convolutions with a kernel wider than one; ranks (r_O, r_I), at most the channels of each side."""
 
     name: ClassVar[str] = "tucker2"
     modes: ClassVar[int | None] = 2

@@ -7,7 +7,7 @@ from trainings import low_rank_cnn, options, written
 from two_processes import run_in_two
 
 from lrcompress.dlrt import fine_tune_, world
-from lrcompress.dlrt.distributed import agree, average_, broadcast_, total
+from lrcompress.dlrt.distributed import agree, average_gradients_, broadcast_, total
 from lrcompress.errors import TrainingError
 from lrcompress.nn import factored_layers
 
@@ -78,12 +78,16 @@ def diverge_in_one():
 def in_two_processes():
     rank, processes = world()
     tensors = [torch.full((2, 3), 1.0 + rank), torch.full((4,), 10.0 * rank).double(), torch.tensor(3.0 + rank)]
-    averaged, sent = [tensor.clone() for tensor in tensors], [tensor.clone() for tensor in tensors]
-    average_(averaged)
+    averaged, sent = [nn.Parameter(tensor.clone()) for tensor in tensors], [tensor.clone() for tensor in tensors]
+    # Of the fourth only one process has a gradient, of the fifth none.
+    averaged += [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+    for parameter in averaged[: 4 - rank]:
+        parameter.grad = parameter.detach().clone()
+    average_gradients_(averaged)
     broadcast_([*sent, torch.tensor([rank])])
     values = {
         "world": (rank, processes),
-        "averaged": averaged,
+        "averaged": [parameter.grad for parameter in averaged],
         "sent": sent,
         "agreed": agree({"ranks": (rank, 5)}),
         "total": total(0.5 + rank, torch.device("cpu")),
@@ -103,20 +107,23 @@ def test_values_are_averaged_sent_and_agreed_on(results):
     assert [result["world"] for result in results] == [(0, 2), (1, 2)]
     for result in results:
         assert result["backend"] == "gloo"
-        first, second, third = result["averaged"]
+        first, second, third, of_one, of_none = result["averaged"]
         assert torch.equal(first, torch.full((2, 3), 1.5))
         assert torch.equal(second, torch.full((4,), 5.0).double())
         assert float(third) == 3.5
+        assert of_one.tolist() == [0.5, 0.5]
+        assert of_none is None
         assert [float(tensor.sum()) for tensor in result["sent"]] == [6.0, 0.0, 3.0]
         assert result["agreed"] == {"ranks": (0, 5)}
         assert result["total"] == 2.0
 
 
 def test_alone_nothing_is_changed():
-    tensor = torch.tensor([1.0, 2.0])
-    average_([tensor])
-    broadcast_([tensor])
-    assert tensor.tolist() == [1, 2]
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    average_gradients_([parameter])
+    assert parameter.grad is None
+    broadcast_([parameter.detach()])
+    assert parameter.tolist() == [1, 2]
     assert (world(), agree("x"), total(0.25, torch.device("cpu"))) == ((0, 1), "x", 0.25)
 
 

@@ -104,9 +104,17 @@ def test_a_cycle_of_small_steps_lowers_the_loss(case, every_gradient, optimizer)
 def test_bases_stay_orthonormal_over_a_thousand_cycles_with_weight_decay_and_autocast():
     torch.manual_seed(0)
     model = nn.Sequential(FactoredLinear(LowRankLinear(12, 10, 3, bias=True)))
-    options = settings(policy=Tolerance(0.1), coefficient_steps=1, weight_decay=1.0, lr=1e-2, beta=0.01)
+    # Each step is one of the optimiser, that which extends the bases too: they have gradients then.
+    options = settings(
+        policy=Tolerance(0.1), coefficient_steps=1, weight_decay=1.0, lr=1e-2, beta=0.01, every_gradient=True
+    )
     dlrt, layer = Dlrt(model, options), model[0]
     inputs, targets = torch.randn(8, 12), torch.randn(8, 10)
+    seen = []
+    dlrt.inner.register_step_pre_hook(lambda *_: seen.append([layer.U.detach().clone(), layer.V.detach().clone()]))
+    dlrt.inner.register_step_post_hook(
+        lambda *_: seen.append([torch.equal(a, b) for a, b in zip(seen.pop(), (layer.U, layer.V), strict=True)])
+    )
     for _ in range(2000):
         with torch.autocast("cpu", torch.bfloat16):
             loss = (model(inputs) - targets).square().mean()
@@ -114,6 +122,7 @@ def test_bases_stay_orthonormal_over_a_thousand_cycles_with_weight_decay_and_aut
         (loss.float() + dlrt.penalty()).backward()
         dlrt.step()
     assert dlrt.position == 0
+    assert seen == [[True, True]] * 2000
     for basis in (layer.U, layer.V):
         gram = basis[0].detach().double().T @ basis[0].detach().double()
         assert float((gram - torch.eye(len(gram)).double()).norm()) <= 1e-5
@@ -411,6 +420,53 @@ def test_a_layer_that_a_batch_does_not_reach_stays_as_it_is():
     assert relative_difference(model.other.weight, before) < 1e-5
     assert relative_difference(model.one.weight, changed) > 1e-3
     assert distance_from_orthonormal(model.other.U) < 1e-5
+
+
+def test_weights_of_any_name_decay_and_nothing_that_is_a_matrix_by_chance():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.memory = nn.MultiheadAttention(8, 2), nn.LSTM(8, 8)
+            self.pos_embed, self.norm = nn.Parameter(torch.ones(3, 8)), nn.LayerNorm(8)
+
+    model = Odd()
+    groups = Dlrt(model, settings(weight_decay=0.1)).inner.param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if id(p) in decayed} == {
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "memory.weight_ih_l0",
+        "memory.weight_hh_l0",
+    }
+
+
+def test_a_step_inside_of_autocast_keeps_its_precision():
+    pixels, labels = batch_of(pattern_images())
+    model, other = low_rank_mlp(), low_rank_mlp()
+    for network, inside in ((model, True), (other, False)):
+        dlrt = Dlrt(network, settings())
+        for _ in range(7):
+            dlrt.zero_grad()
+            F.cross_entropy(network(pixels), labels).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                dlrt.step()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_low_rank_layers_that_cannot_be_decomposed_are_refused():
+    with pytest.raises(OptionError, match="bfloat16") as refused:
+        Dlrt(low_rank_mlp().bfloat16(), settings())
+    assert "torch.autocast" in refused.value.hint
+
+
+def test_within_a_cycle_condition_numbers_are_those_of_the_directions_that_were_there():
+    pixels, labels = batch_of(pattern_images())
+    model = low_rank_mlp()
+    dlrt = Dlrt(model, settings(lr=1e-9))
+    before = dlrt.kappas()
+    steps_on(model, dlrt, pixels, labels, 1)
+    assert dlrt.position == 1
+    assert dlrt.kappas() == pytest.approx(before, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -81,6 +81,16 @@ def test_of_a_kernel_the_asked_unfoldings_count(unfolding, modes):
     assert value(penalty, {"linear": layers["linear"]}) == pytest.approx(by_hand(matrix), rel=1e-4)
 
 
+def test_a_core_that_only_augmentation_has_made_as_high_as_the_outputs_keeps_its_output_unfolding():
+    layer = factored(like(nn.Conv2d(5, 6, 3), TuckerConv, (6, 5)))
+    layer.set_factors_(Factors(torch.eye(6)[None], torch.randn(1, 6, 5, 9), torch.eye(5)[None]))
+    model = nn.ModuleDict({"kernel": layer})
+    penalty, layers = penalty_of(model, penalty_core="augmented", penalty_unfolding="both")
+    outputs, inputs = by_hand(layer.S[0].flatten(1)), by_hand(layer.S[0].transpose(0, 1).flatten(1))
+    assert value(penalty, layers, {"kernel": (3, 3)}) == pytest.approx(outputs + inputs, rel=1e-4)
+    assert value(penalty, layers) == pytest.approx(inputs, rel=1e-4)
+
+
 @pytest.mark.parametrize("core", ["retained", "augmented"])
 def test_of_an_augmented_core_the_retained_block_or_all_of_it_counts(core):
     model = network()

@@ -99,6 +99,17 @@ def test_the_gradient_agrees_with_finite_differences(shape, scale_free):
     assert float((gradient * direction).sum()) == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1e-19, 1e-10, 3e-11, 1e10, 1e37])
+def test_the_scale_free_penalty_and_its_gradient_do_not_depend_on_scale_in_float32(scale):
+    core = torch.diag(torch.tensor([3.0, 2.0, 1.0]))[None]
+    scaled = (core * scale).requires_grad_()
+    core.requires_grad_()
+    value, wanted = (penalty(one, scale_free=True) for one in (scaled, core))
+    assert float(value.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    (gradient,), (expected,) = torch.autograd.grad(value, scaled), torch.autograd.grad(wanted, core)
+    torch.testing.assert_close(gradient * scale, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale_free", [False, True])
 def test_rotations_do_not_change_the_penalty(scale_free):
     S, Q = random_matrix(6, 6), orthonormal(6, 6, seed=9)

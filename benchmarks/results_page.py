@@ -449,8 +449,8 @@ def ablation_text(seeds: dict[str, Any]) -> str:
     fixed = gains("dlrt", "fixed")
     if fixed and mean(fixed) <= 0:
         sentences.append(
-            "Where calibration has chosen the ranks for a budget, letting them adapt gains nothing here; what DLRT gives "
-            "is a tolerance or a largest drop that ranks follow, and cores whose condition can be controlled."
+            "Where calibration has chosen the ranks for a budget, letting them adapt gains nothing here; what DLRT "
+            "gives is a tolerance or a largest drop that ranks follow, and cores whose condition can be controlled."
         )
     return "\n".join(sentences)
 
